@@ -1,0 +1,63 @@
+"""Load `module:object` from the user's code, and explain optional packages that are missing.
+
+Imports: the standard library only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from orchestrator.errors import MissingPackage, UsageError, UserCodeError
+
+
+def add_search_paths(paths: Iterable[str | Path]) -> None:
+    """Let user code be imported from these folders, before what is installed."""
+    for path in reversed([str(Path(path).resolve()) for path in paths]):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+
+
+def load_object(path: str) -> Any:
+    """The object that `module:object` names, dots allowed on both sides.
+
+    Raises UsageError where the module or the object does not exist, and UserCodeError where the module
+    itself raises while it is imported.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        target: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise UserCodeError(
+                f"module '{module_name}' needs '{error.name}', which is not installed",
+                f"install it, or name it under runtime_env.pip (for '{path}')",
+            ) from error
+        searched = ", ".join(entry or "." for entry in sys.path[:3])
+        raise UsageError(
+            f"no module '{module_name}' (for '{path}')",
+            f"put {module_name.split('.')[0]}.py next to the spec or into the working directory; "
+            f"searched first: {searched}",
+        ) from error
+    except Exception as error:  # noqa: BLE001 - whatever the user's module raises is reported as theirs
+        raise UserCodeError(f"module '{module_name}' raised {type(error).__name__}: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            raise UsageError(f"module '{module_name}' has no '{attribute}' (for '{path}')")
+        target = getattr(target, part)
+    return target
+
+
+def import_optional(name: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import an optional package; raises MissingPackage that names the extra to install."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingPackage(
+            f"{purpose} needs the package '{name.split('.')[0]}'",
+            f"install it with: pip install 'ray-orchestrator[{extra}]'",
+        ) from error

@@ -1,0 +1,72 @@
+"""The plain facts that travel between worker, driver and tracker. Imports: the standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from orchestrator.errors import Cause
+
+Status = Literal["RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value of one metric. `step` counts optimizer steps from the start of the run, never epochs."""
+
+    key: str
+    value: float
+    step: int
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands. Losses are `None` before they are known; `eta_s` is seconds to the end."""
+
+    epoch: int
+    max_epochs: int
+    step: int
+    max_steps: int
+    samples_per_s: float = 0.0
+    train_loss: float | None = None
+    val_loss: float | None = None
+    eta_s: float | None = None
+    phase: Literal["starting", "training", "evaluating", "saving", "finishing"] = "training"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What one rank saw go wrong, and when (seconds since the epoch): the first one is the culprit."""
+
+    rank: int
+    attempt: int
+    time_s: float
+    error: str
+    cause: Cause
+    mend: str = ""
+    traceback: str = ""
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The last word on a run: how it ended, why, and what to do."""
+
+    status: Status
+    exit_code: int
+    reason: str
+    cause: Cause | None = None
+    rank: int | None = None
+    mend: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        blame = f" ({self.cause})" if self.cause else ""
+        rank = f" rank {self.rank}:" if self.rank is not None else ""
+        mend = f". To mend: {self.mend}" if self.mend else ""
+        return f"{self.status}{blame}:{rank} {self.reason.rstrip('.')}{mend}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,175 @@
+"""The `data` section: where rows come from, how they are cleaned, split and transformed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.spec.base import ObjectPath, Section
+
+
+class SklearnSource(Section):
+    """A data set that scikit-learn ships: nothing is downloaded."""
+
+    kind: Literal["sklearn"]
+    name: Literal["digits", "breast_cancer", "diabetes", "iris", "wine"]
+
+
+class LinearSource(Section):
+    """Generated rows of a known linear function with normal noise: `y = Σ coefficientᵢ·xᵢ + noise`.
+
+    Columns `x1`, `x2`, … (standard normal) and `y`.
+    """
+
+    kind: Literal["linear"]
+    coefficients: list[float] = Field(min_length=1)
+    noise: float = Field(default=0.0, ge=0)
+    """Standard deviation of the noise."""
+    rows: int = Field(default=10_000, ge=10)
+    seed: int = Field(default=0, ge=0)
+
+
+class ImageFolderSource(Section):
+    """A folder with one subfolder per class, as torchvision's ImageFolder. Columns `image` and `label`."""
+
+    kind: Literal["image_folder"]
+    path: str = Field(min_length=1)
+
+
+class ParquetSource(Section):
+    """Parquet: one file, a folder of files, or a glob. Encoded images as Hugging Face stores them."""
+
+    kind: Literal["parquet"]
+    path: str = Field(min_length=1)
+
+
+class CsvSource(Section):
+    """CSV with a header line: one file, a folder of files, or a glob."""
+
+    kind: Literal["csv"]
+    path: str = Field(min_length=1)
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+
+
+class PythonSource(Section):
+    """The user's own reader: a function that returns a pyarrow Table, a pandas DataFrame or a dict of arrays."""
+
+    kind: Literal["python"]
+    function: ObjectPath
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+Source = Annotated[
+    SklearnSource | LinearSource | ImageFolderSource | ParquetSource | CsvSource | PythonSource,
+    Field(discriminator="kind"),
+]
+
+
+class DropNulls(Section):
+    """Drop the rows that hold a null or NaN in one of the columns (all columns by default)."""
+
+    kind: Literal["drop_nulls"]
+    columns: list[str] | None = None
+
+
+class DropDuplicates(Section):
+    """Keep the first of rows that are equal in the columns (all columns by default)."""
+
+    kind: Literal["drop_duplicates"]
+    columns: list[str] | None = None
+
+
+class DropOutliers(Section):
+    """Drop the rows farther than `z` standard deviations from the mean in one of the numeric columns."""
+
+    kind: Literal["drop_outliers"]
+    columns: list[str] | None = None
+    z: float = Field(default=4.0, gt=0)
+
+
+class FillNulls(Section):
+    """Replace nulls and NaN by a constant, or by the column's mean or median."""
+
+    kind: Literal["fill_nulls"]
+    columns: list[str] | None = None
+    value: float | int | str | Literal["mean", "median"] = "median"
+
+
+CleanStep = Annotated[DropNulls | DropDuplicates | DropOutliers | FillNulls, Field(discriminator="kind")]
+
+
+class Image(Section):
+    """How encoded images are decoded. Arrays of a fixed shape need none of it."""
+
+    size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]] = (32, 32)
+    """Height and width in pixels that every image is resized to."""
+    mode: Literal["rgb", "grayscale"] = "rgb"
+    max_corrupt_share: float = Field(default=0.0, ge=0, le=1)
+    """Images that cannot be decoded are skipped up to this share; beyond it the run fails."""
+
+
+class Split(Section):
+    """How rows are parted. Ratios must sum to 1; `stratified` keeps class shares (classification only)."""
+
+    kind: Literal["random", "stratified"] = "random"
+    train: float = Field(default=0.7, gt=0, lt=1)
+    val: float = Field(default=0.15, ge=0, lt=1)
+    test: float = Field(default=0.15, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Split:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + val + test must be 1, not {total:g}")
+        return self
+
+
+class Standardize(Section):
+    """Subtract the mean and divide by the standard deviation of the training part.
+
+    Per column for tables, per channel for images.
+    """
+
+    kind: Literal["standardize"]
+
+
+class MinMax(Section):
+    """Scale to 0…1 by the minimum and maximum of the training part; per column or per channel."""
+
+    kind: Literal["min_max"]
+
+
+class Scale(Section):
+    """Divide by a constant, as 255 for eight-bit images."""
+
+    kind: Literal["scale"]
+    by: float = Field(gt=0)
+
+
+Transform = Annotated[Standardize | MinMax | Scale, Field(discriminator="kind")]
+
+
+class DataSection(Section):
+    """Where the data comes from and how it is made ready."""
+
+    source: Source
+    target: str = Field(min_length=1)
+    """The column to learn."""
+    features: list[str] | None = Field(default=None, min_length=1)
+    """The columns to learn from; by default all but the target. One image column, or numeric columns."""
+    clean: list[CleanStep] = Field(default_factory=list)
+    image: Image = Field(default_factory=Image)
+    split: Split = Field(default_factory=Split)
+    transforms: list[Transform] = Field(default_factory=list)
+    """Fitted on the training part only, saved with the model, applied in training and prediction alike."""
+    target_transform: Literal["standardize"] | None = None
+    """Regression: learn the standardised target. Metrics and predictions are in the original unit."""
+    cache: bool = True
+    """Keep the prepared data under `<storage>/prepared`, to be found again by its content key."""
+
+    @model_validator(mode="after")
+    def _target_is_no_feature(self) -> DataSection:
+        if self.features and self.target in self.features:
+            raise ValueError(f"the target '{self.target}' is also among the features")
+        return self

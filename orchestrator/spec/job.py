@@ -1,0 +1,47 @@
+"""The whole job spec."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, SecretStr, field_validator
+
+from orchestrator.spec.base import Section
+from orchestrator.spec.cluster import (
+    CheckpointSection,
+    FailureSection,
+    MlflowSection,
+    ResourcesSection,
+    RuntimeEnvSection,
+)
+from orchestrator.spec.data import DataSection
+from orchestrator.spec.train import ModelSection, TrainSection
+
+
+class JobSpec(Section):
+    """One job: data, model, training, and where it runs and is recorded."""
+
+    name: str
+    """Names the run (`digits` gives `digits-1`, `digits-2`, …) and, by default, the MLflow experiment."""
+    description: str = ""
+    tags: dict[str, str] = Field(default_factory=dict)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    data: DataSection
+    model: ModelSection
+    train: TrainSection = Field(default_factory=TrainSection)
+    resources: ResourcesSection = Field(default_factory=ResourcesSection)
+    runtime_env: RuntimeEnvSection = Field(default_factory=RuntimeEnvSection)
+    secrets: dict[str, SecretStr] = Field(default_factory=dict)
+    """Environment variables for driver and workers; never printed, logged or recorded."""
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    failure: FailureSection = Field(default_factory=FailureSection)
+    mlflow: MlflowSection = Field(default_factory=MlflowSection)
+    storage: str | None = None
+    """A path or URI for runs, checkpoints and prepared data; by default `ORCHESTRATOR_STORAGE`, else `./runs`."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", value):
+            raise ValueError("must be 1 to 63 of a-z, 0-9, '-' and '_', and begin with a letter or digit")
+        return value

@@ -1,0 +1,160 @@
+"""Files of runs on local disks or object stores, through pyarrow filesystems.
+
+A `Folder` is a place on one filesystem. A file appears whole or not at all: it is written beside and renamed
+(object stores put whole objects). Imports: the standard library and pyarrow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from orchestrator.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on a local or remote filesystem. It need not exist yet."""
+
+    filesystem: Any
+    path: str
+
+    @classmethod
+    def at(cls, location: str | Path) -> Folder:
+        """The folder at a path (made absolute) or a URI such as `s3://bucket/runs`.
+
+        Raises UsageError for a URI that pyarrow does not know.
+        """
+        text = str(location)
+        if "://" not in text:
+            return cls(pafs.LocalFileSystem(), str(Path(text).expanduser().resolve()))
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(text)
+        except (OSError, ValueError, NotImplementedError) as error:
+            raise UsageError(
+                f"storage '{text}' cannot be opened: {error}",
+                "write a path, or a URI that pyarrow knows: file://, s3://, gs://, abfs://, hdfs://",
+            ) from error
+        return cls(filesystem, path)
+
+    @property
+    def uri(self) -> str:
+        """What `Folder.at` takes to come here again: a path where it is local."""
+        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+
+    @property
+    def is_local(self) -> bool:
+        return bool(self.filesystem.type_name == "local")
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(self.filesystem, str(PurePosixPath(self.path) / name))
+
+    def local_path(self) -> Path:
+        """The path on this machine; raises UsageError where the folder is remote."""
+        if not self.is_local:
+            raise UsageError(f"{self.uri} is not a local folder")
+        return Path(self.path)
+
+    def create(self) -> Folder:
+        self.filesystem.create_dir(self.path, recursive=True)
+        return self
+
+    def create_new(self) -> bool:
+        """Make this folder; False where it is there already. Atomic on a local filesystem, so that two
+        drivers never take the same run number; object stores have no such call and a look must do."""
+        if self.is_local:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                Path(self.path).mkdir()
+            except FileExistsError:
+                return False
+            return True
+        if self.exists():
+            return False
+        self.create()
+        return True
+
+    def exists(self, name: str = "") -> bool:
+        info = self.filesystem.get_file_info(self._at(name))
+        return bool(info.type != pafs.FileType.NotFound)
+
+    def names(self) -> list[str]:
+        """Names of files and folders in here, sorted; empty where the folder does not exist."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def size_bytes(self, name: str) -> int:
+        return int(self.filesystem.get_file_info(self._at(name)).size)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole file; raises FileNotFoundError."""
+        with self.filesystem.open_input_stream(self._at(name)) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file that appears whole or not at all, and is on the disk when this returns."""
+        if self.is_local:
+            target = Path(self._at(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(temporary).chmod(0o644)
+                Path(temporary).replace(target)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+            return
+        self.filesystem.create_dir(str(PurePosixPath(self._at(name)).parent), recursive=True)
+        with self.filesystem.open_output_stream(self._at(name)) as stream:
+            stream.write(data)
+
+    def read_json(self, name: str) -> Any:
+        """The parsed file; None where it does not exist."""
+        try:
+            return json.loads(self.read_bytes(name))
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+    def remove_file(self, name: str) -> None:
+        if self.exists(name):
+            self.filesystem.delete_file(self._at(name))
+
+    def remove(self) -> None:
+        """Remove the folder and all in it; nothing happens where it does not exist."""
+        if self.exists():
+            self.filesystem.delete_dir(self.path)
+
+    def upload(self, local: Path) -> None:
+        """Copy a local folder's files into here."""
+        self.create()
+        pafs.copy_files(str(local), self.path, destination_filesystem=self.filesystem)
+
+    def download(self, local: Path) -> None:
+        """Copy the files in here into a local folder."""
+        local.mkdir(parents=True, exist_ok=True)
+        pafs.copy_files(self.path, str(local), source_filesystem=self.filesystem)
+
+    def folders(self) -> Iterator[Folder]:
+        """The folders in here, by name."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        infos = self.filesystem.get_file_info(selector)
+        for info in sorted(infos, key=lambda info: info.path):
+            if info.type == pafs.FileType.Directory:
+                yield self / info.base_name
+
+    def _at(self, name: str) -> str:
+        return str(PurePosixPath(self.path) / name) if name else self.path
