@@ -46,7 +46,7 @@ class OrchestratorError(Exception):
 
 class UsageError(OrchestratorError):
     exit_code = 2
-    cause = "user error"
+    cause: ClassVar[Cause] = "user error"
 
 
 @dataclass(frozen=True)

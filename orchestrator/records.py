@@ -48,6 +48,7 @@ class Failure:
     mend: str = ""
     traceback: str = ""
     host: str = ""
+    exit_code: int = 1
 
 
 @dataclass(frozen=True)

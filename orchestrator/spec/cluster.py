@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.spec.base import Duration, Section
+from orchestrator.spec.base import Duration, EnvName, Section
 
 
 class ResourcesSection(Section):
@@ -54,7 +54,7 @@ class RuntimeEnvSection(Section):
     """Shipped by `submit`; the user's code. `.rayignore` and `.gitignore` in it are honoured."""
     excludes: list[str] = Field(default_factory=list)
     pip: list[str] = Field(default_factory=list)
-    env_vars: dict[str, str] = Field(default_factory=dict)
+    env_vars: dict[EnvName, str] = Field(default_factory=dict)
 
 
 class CheckpointSection(Section):

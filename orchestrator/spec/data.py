@@ -53,7 +53,7 @@ class CsvSource(Section):
 
 
 class PythonSource(Section):
-    """The user's own reader: a function that returns a pyarrow Table, a pandas DataFrame or a dict of arrays."""
+    """The user's own reader: a function that returns a pyarrow Table, a DataFrame or a dict of arrays."""
 
     kind: Literal["python"]
     function: ObjectPath
@@ -99,10 +99,13 @@ class FillNulls(Section):
 CleanStep = Annotated[DropNulls | DropDuplicates | DropOutliers | FillNulls, Field(discriminator="kind")]
 
 
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+
+
 class Image(Section):
     """How encoded images are decoded. Arrays of a fixed shape need none of it."""
 
-    size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]] = (32, 32)
+    size: tuple[Pixels, Pixels] = Field(default=(32, 32), strict=False)
     """Height and width in pixels that every image is resized to."""
     mode: Literal["rgb", "grayscale"] = "rgb"
     max_corrupt_share: float = Field(default=0.0, ge=0, le=1)

@@ -6,7 +6,7 @@ import re
 
 from pydantic import Field, SecretStr, field_validator
 
-from orchestrator.spec.base import Section
+from orchestrator.spec.base import EnvName, Section
 from orchestrator.spec.cluster import (
     CheckpointSection,
     FailureSection,
@@ -16,6 +16,9 @@ from orchestrator.spec.cluster import (
 )
 from orchestrator.spec.data import DataSection
 from orchestrator.spec.train import ModelSection, TrainSection
+
+MASK = "***"
+"""What stands for a secret wherever a spec is shown or recorded."""
 
 
 class JobSpec(Section):
@@ -31,17 +34,29 @@ class JobSpec(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     resources: ResourcesSection = Field(default_factory=ResourcesSection)
     runtime_env: RuntimeEnvSection = Field(default_factory=RuntimeEnvSection)
-    secrets: dict[str, SecretStr] = Field(default_factory=dict)
+    secrets: dict[EnvName, SecretStr] = Field(default_factory=dict)
     """Environment variables for driver and workers; never printed, logged or recorded."""
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     failure: FailureSection = Field(default_factory=FailureSection)
     mlflow: MlflowSection = Field(default_factory=MlflowSection)
     storage: str | None = None
-    """A path or URI for runs, checkpoints and prepared data; by default `ORCHESTRATOR_STORAGE`, else `./runs`."""
+    """A path or URI for runs, checkpoints, prepared data; by default `ORCHESTRATOR_STORAGE`, or `./runs`."""
 
     @field_validator("name")
     @classmethod
     def _plain_name(cls, value: str) -> str:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", value):
             raise ValueError("must be 1 to 63 of a-z, 0-9, '-' and '_', and begin with a letter or digit")
+        return value
+
+    @field_validator("secrets")
+    @classmethod
+    def _long_enough_to_mask(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, secret in value.items():
+            text = secret.get_secret_value()
+            if 0 < len(text) < 4 and text != MASK:
+                raise ValueError(
+                    f"{name} is shorter than 4 characters, too short to be masked in logs; "
+                    "if it is no secret, put it under runtime_env.env_vars"
+                )
         return value

@@ -7,13 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.spec.base import ObjectPath, Section
+from orchestrator.spec.base import OBJECT_PATH, Section
 
 BUILT_IN_MODELS = ("linear", "mlp", "cnn")
 LOSSES = ("cross_entropy", "bce", "mse", "l1", "huber")
 METRICS = ("accuracy", "precision", "recall", "f1", "auroc", "mse", "rmse", "mae", "r2")
-_MODEL_NAME = re.compile(r"linear|mlp|cnn|torchvision/[a-z0-9_]+|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_METRIC_NAME = re.compile("|".join(METRICS) + r"|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_TORCHVISION = re.compile(r"torchvision/[a-z0-9_]+")
 
 
 class ModelSection(Section):
@@ -27,7 +26,9 @@ class ModelSection(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        if not _MODEL_NAME.fullmatch(value):
+        if value not in BUILT_IN_MODELS and not (
+            _TORCHVISION.fullmatch(value) or OBJECT_PATH.fullmatch(value)
+        ):
             raise ValueError(
                 f"no model is named '{value}'; write {', '.join(BUILT_IN_MODELS)}, 'torchvision/resnet18' "
                 "(any torchvision classification model), or your own code as 'module:object'"
@@ -43,10 +44,13 @@ class Sgd(Section):
     weight_decay: float = Field(default=0.0, ge=0)
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class AdamW(Section):
     kind: Literal["adamw"]
     lr: float = Field(default=1e-3, gt=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), strict=False)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
 
@@ -104,16 +108,20 @@ class TrainSection(Section):
     @field_validator("loss")
     @classmethod
     def _known_loss(cls, value: str) -> str:
-        if value != "auto" and value not in LOSSES and ":" not in value:
-            raise ValueError(f"no loss is named '{value}'; write auto, {', '.join(LOSSES)} or 'module:object'")
+        if value not in ("auto", *LOSSES) and not OBJECT_PATH.fullmatch(value):
+            raise ValueError(
+                f"no loss is named '{value}'; write auto, {', '.join(LOSSES)} or 'module:object'"
+            )
         return value
 
     @field_validator("metrics")
     @classmethod
     def _known_metrics(cls, value: list[str] | None) -> list[str] | None:
         for name in value or []:
-            if not _METRIC_NAME.fullmatch(name):
-                raise ValueError(f"no metric is named '{name}'; write {', '.join(METRICS)} or 'module:object'")
+            if name not in METRICS and not OBJECT_PATH.fullmatch(name):
+                raise ValueError(
+                    f"no metric is named '{name}'; write {', '.join(METRICS)} or 'module:object'"
+                )
         return value
 
     @model_validator(mode="after")
@@ -127,5 +135,5 @@ class TrainSection(Section):
 
 
 __all__ = [
-    "AdamW", "EarlyStopping", "ModelSection", "ObjectPath", "Optimizer", "Schedule", "Sgd", "TrainSection",
+    "AdamW", "EarlyStopping", "ModelSection", "Optimizer", "Schedule", "Sgd", "TrainSection",
 ]  # fmt: skip

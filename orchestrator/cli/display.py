@@ -1,0 +1,111 @@
+"""How a run is shown while it goes on: a live display on a terminal, plain lines elsewhere.
+
+Imports: rich, at first use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.monitor.progress_lines import format_duration, format_progress
+from orchestrator.records import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.runners.driver import Observer
+
+_LINE_EVERY_S = 5.0
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def message(self, text: str) -> None:
+        pass
+
+    def progress(self, progress: Progress) -> None:
+        pass
+
+
+class Lines:
+    """Plain lines for logs: every message, each epoch, and one line in a few seconds at most."""
+
+    def __init__(self) -> None:
+        self._shown_s = 0.0
+        self._epoch = -1
+
+    def message(self, text: str) -> None:
+        print(text, flush=True)
+
+    def progress(self, progress: Progress) -> None:
+        now_s = time.monotonic()
+        if progress.phase != "training":
+            return
+        if progress.epoch != self._epoch or now_s - self._shown_s >= _LINE_EVERY_S:
+            self._shown_s, self._epoch = now_s, progress.epoch
+            print(format_progress(progress), flush=True)
+
+
+class Live:
+    """A bar over the steps with epoch, throughput, losses and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        self._console = console
+        self._bars = Bars(
+            TextColumn("[bold]{task.fields[phase]}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[facts]}"),
+            console=console,
+            transient=True,
+        )
+        self._task: Any = self._bars.add_task("run", total=None, phase="starting", facts="")
+
+    def message(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def progress(self, progress: Progress) -> None:
+        facts = [f"epoch {progress.epoch}/{progress.max_epochs}", f"step {progress.step:,}/{progress.max_steps:,}"]
+        if progress.samples_per_s:
+            facts.append(f"{progress.samples_per_s:,.0f} samples/s")
+        if progress.train_loss is not None:
+            facts.append(f"train {progress.train_loss:.4f}")
+        if progress.val_loss is not None:
+            facts.append(f"val {progress.val_loss:.4f}")
+        if progress.eta_s is not None:
+            facts.append(f"ETA {format_duration(progress.eta_s)}")
+        self._bars.update(
+            self._task,
+            total=progress.max_steps or None,
+            completed=progress.step,
+            phase=progress.phase,
+            facts=" · ".join(facts) if progress.max_steps else "",
+        )
+
+    def __enter__(self) -> Live:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+
+@contextlib.contextmanager
+def observer_for(kind: Literal["auto", "quiet"]) -> Iterator[Observer]:
+    """A live display where standard output is a terminal, lines where it is not, nothing for 'quiet'."""
+    if kind == "quiet":
+        yield Quiet()
+    elif not sys.stdout.isatty():
+        yield Lines()
+    else:
+        from rich.console import Console
+
+        with Live(Console()) as live:
+            yield live

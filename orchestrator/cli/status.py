@@ -1,0 +1,74 @@
+"""`orchestrator status`: one run, or one job of a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from orchestrator.cli.options import (
+    AddressOption,
+    Output,
+    OutputOption,
+    RunArgument,
+    StorageOption,
+    find_address,
+    open_storage,
+    print_json,
+    show_duration,
+    show_metrics,
+    show_time,
+)
+from orchestrator.monitor.progress_lines import format_progress, format_verdict
+
+
+def status(
+    name: RunArgument,
+    address: AddressOption = None,
+    storage: StorageOption = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """Show a run: state, progress, time left, figures, verdict.
+
+    Example: orchestrator status digits-3
+    """
+    run = _described(find_address(address, storage), storage, name)
+    if output is Output.json:
+        print_json(run)
+        return
+    lines = _lines(run)
+    width = max(len(label) for label, _ in lines)
+    for label, text in lines:
+        typer.echo(f"{label:<{width}}  {text}")
+
+
+def _described(address: str | None, storage: str | None, name: str) -> dict[str, Any]:
+    if address is not None:
+        from orchestrator.runners import jobs
+
+        return jobs.job_status(address, name)
+    from orchestrator.runs.folder import find_run
+    from orchestrator.runs.views import describe_run
+
+    return describe_run(find_run(open_storage(storage), name))
+
+
+def _lines(run: dict[str, Any]) -> list[tuple[str, str]]:
+    progress, verdict, label = run["progress"], run["verdict"], run.get("run") or run["name"]
+    facts = {
+        "job": run.get("job_id"),
+        "run": label,
+        "state": run["state"],
+        "progress": format_progress(progress) if progress else None,
+        "started": show_time(run["started"]),
+        "duration": show_duration(run["duration_s"]),
+        "attempts": run.get("attempts"),
+        "metrics": show_metrics(run.get("metrics")),
+        "mlflow run": run.get("mlflow_run_id"),
+        "folder": run.get("folder"),
+        "reason": run.get("reason"),
+        "verdict": format_verdict(verdict, label).removeprefix("verdict: ") if verdict else None,
+    }
+    if run["state"] == "DEAD":
+        facts["verdict"] = "none: its driver died. Run the job again: it resumes from its last checkpoint"
+    return [(key, str(value)) for key, value in facts.items() if value]

@@ -1,0 +1,153 @@
+"""Describe the feature columns of raw rows, and turn them into a fixed-width array.
+
+The same code serves preparation and prediction. Imports: numpy, pyarrow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from orchestrator.data.columns import array_values, is_array, is_encoded_image, is_number, null_rows, numbers
+from orchestrator.errors import SourceError
+from orchestrator.spec.data import DataSection
+
+
+@dataclass(frozen=True)
+class RawSchema:
+    """What raw rows look like.
+
+    `array`: one column of arrays, each of `shape` (height, width), (height, width, channels) or (length,).
+    `encoded_image`: one column of image files' bytes. `table`: number columns, in this order.
+    `dtypes` are numpy's names, `bytes` for encoded images; one per column.
+    """
+
+    kind: Literal["array", "encoded_image", "table"]
+    columns: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    shape: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> RawSchema:
+        return cls(
+            value["kind"],
+            tuple(value["columns"]),
+            tuple(value["dtypes"]),
+            tuple(int(n) for n in value["shape"]),
+        )
+
+
+def describe_features(table: pa.Table, section: DataSection) -> RawSchema:
+    """The feature columns of a raw table: those the section names, else all but the target.
+
+    Raises SourceError unless they are one image or array column, or number columns only.
+    """
+    names = section.features or [name for name in table.column_names if name != section.target]
+    if not names:
+        raise SourceError("the source has no column but the target", "features are needed to learn from")
+    kinds = {name: table.schema.field(name).type for name in names}
+    special = [name for name, kind in kinds.items() if is_encoded_image(kind) or is_array(kind)]
+    if len(names) == 1 and special:
+        name = names[0]
+        if is_encoded_image(kinds[name]):
+            return RawSchema("encoded_image", (name,), ("bytes",))
+        return _describe_array(table[name], name)
+    if special:
+        raise SourceError(
+            f"column '{special[0]}' holds images or arrays, and cannot be used together with others",
+            f"write data.features: [{special[0]}], or name number columns only",
+        )
+    unfit = [name for name, kind in kinds.items() if not is_number(kind)]
+    if unfit:
+        rest = [name for name in names if name not in unfit]
+        raise SourceError(
+            "feature columns must be numbers: "
+            + ", ".join(f"'{name}' is {kinds[name]}" for name in unfit[:5]),
+            f"leave them out: data.features: [{', '.join(rest[:8])}{', …' if len(rest) > 8 else ''}]",
+        )
+    return RawSchema("table", tuple(names), tuple(_dtype(kind) for kind in kinds.values()))
+
+
+def stored_shape(schema: RawSchema, image_size: tuple[int, int], mode: str) -> tuple[int, ...]:
+    """Shape of one row of `encode_features`: (height, width, channels) for images, else (columns,)."""
+    if schema.kind == "encoded_image":
+        return (*image_size, 3 if mode == "rgb" else 1)
+    if schema.kind == "table":
+        return (len(schema.columns),)
+    return (*schema.shape, 1) if len(schema.shape) == 2 else schema.shape
+
+
+def model_shape(stored: tuple[int, ...]) -> tuple[int, ...]:
+    """What a model takes of a row so stored: (channels, height, width), or (columns,)."""
+    return (stored[2], stored[0], stored[1]) if len(stored) == 3 else stored
+
+
+def require_complete(table: pa.Table, names: tuple[str, ...], target: str) -> None:
+    """Raises SourceError where features or target hold a null, NaN or infinity after cleaning."""
+    for name in (*names, target):
+        missing = int(null_rows(table[name]).sum())
+        number = is_number(table.schema.field(name).type)
+        role = "the target" if name == target else "feature"
+        if missing:
+            mend = f"add a step to data.clean: {{kind: drop_nulls, columns: ['{name}']}}"
+            if name != target:
+                fill = f" or {{kind: fill_nulls, columns: ['{name}']}}" if number else ""
+                mend = f"{mend}{fill}, or leave the column out by data.features"
+            raise SourceError(
+                f"{role} '{name}' is null or NaN in {missing} of {table.num_rows} rows after cleaning", mend
+            )
+        if number and name != target:
+            with np.errstate(over="ignore"):
+                infinite = int((~np.isfinite(numbers(table[name]).astype(np.float32))).sum())
+            if infinite:
+                raise SourceError(
+                    f"feature '{name}' is infinite (as float32) in {infinite} of {table.num_rows} rows",
+                    "mend the source, or leave the column out by data.features",
+                )
+
+
+def number_matrix(table: pa.Table, names: tuple[str, ...]) -> NDArray[np.float32]:
+    """Number columns side by side, shape (rows, columns); NaN where they are null."""
+    matrix = np.empty((table.num_rows, len(names)), dtype=np.float32)
+    with np.errstate(over="ignore"):
+        for i, name in enumerate(names):
+            matrix[:, i] = numbers(table[name])
+    return matrix
+
+
+def array_matrix(values: NDArray[Any], stored: tuple[int, ...]) -> NDArray[Any]:
+    """Arrays as they are stored: uint8 stays, all else becomes float32; shape (rows, *stored)."""
+    dtype = np.uint8 if values.dtype == np.uint8 else np.float32
+    return np.ascontiguousarray(values, dtype=dtype).reshape(len(values), *stored)
+
+
+def _describe_array(column: pa.ChunkedArray, name: str) -> RawSchema:
+    known = column.filter(pa.array(~np.asarray(column.is_null())))
+    try:
+        values = array_values(known)
+    except ValueError as error:
+        raise SourceError(
+            f"feature '{name}': {error}", "give every row an array of the same shape"
+        ) from error
+    if not len(values):
+        raise SourceError(f"feature '{name}' is null in every row", "name another column by data.features")
+    shape = values.shape[1:]
+    if len(shape) > 3 or not all(shape):
+        raise SourceError(
+            f"feature '{name}' holds arrays of shape {shape}",
+            "give (height, width), (height, width, channels) or (length,)",
+        )
+    return RawSchema("array", (name,), (values.dtype.name,), tuple(int(n) for n in shape))
+
+
+def _dtype(kind: Any) -> str:
+    return "float64" if pa.types.is_decimal(kind) else np.dtype(kind.to_pandas_dtype()).name

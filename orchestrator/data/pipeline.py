@@ -1,0 +1,257 @@
+"""The way from raw rows to a model's input, fitted on the training part, saved with the model.
+
+`encode` makes fixed-width arrays of raw rows, `transform` makes model inputs of a batch of those.
+Preparation, training and prediction all go this way. Imports: numpy, pyarrow; torch in methods that take
+tensors.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from orchestrator.data import transforms
+from orchestrator.data.clean import Fill
+from orchestrator.data.columns import array_values, is_array, is_encoded_image, is_number, unknown_column
+from orchestrator.data.features import RawSchema, array_matrix, model_shape, number_matrix, stored_shape
+from orchestrator.data.images import decode_images
+from orchestrator.data.sources import to_table
+from orchestrator.data.target import Label
+from orchestrator.data.transforms import Affine
+from orchestrator.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Fitted state and nothing else; `to_dict` and `from_dict` carry it as JSON."""
+
+    raw_schema: RawSchema
+    image_size: tuple[int, int] = (32, 32)
+    image_mode: Literal["rgb", "grayscale"] = "rgb"
+    fills: Mapping[str, Fill] = field(default_factory=dict)
+    """What a null of a column becomes."""
+    transforms: tuple[Affine, ...] = ()
+    target_transform: Affine | None = None
+    classes: list[Label] | None = None
+    """Labels by class index; None for a regression."""
+    _tensors: dict[Any, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of one encoded row: (height, width, channels) or (columns,)."""
+        return stored_shape(self.raw_schema, self.image_size, self.image_mode)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one row of a model's input: (channels, height, width) or (columns,)."""
+        return model_shape(self.stored_shape)
+
+    def encode(self, rows: object) -> NDArray[Any]:
+        """Raw rows as an array of shape (rows, *stored_shape): uint8 for encoded images and uint8 arrays,
+        else float32. Takes a pyarrow Table, a pandas DataFrame, a dict of columns, a list of row dicts,
+        a numpy array (arrays, or numbers with columns in order), or a list of encoded images' bytes.
+
+        Raises DataError where columns, shapes or values do not fit.
+        """
+        kind = self.raw_schema.kind
+        if kind == "array":
+            return self._encode_arrays(rows)
+        if kind == "encoded_image":
+            return self._encode_images(rows)
+        return self._encode_numbers(rows)
+
+    def transform(self, features: Tensor) -> Tensor:
+        """Encoded rows as a model's input: float32, contiguous, shape (rows, *input_shape), same device."""
+        import torch
+
+        shape = self.stored_shape
+        if len(shape) == 3:
+            rows, (height, width, channels) = features.shape[0], shape
+            if channels == 1:
+                features = features.reshape(rows, 1, height, width)
+            else:
+                features = features.reshape(rows, *shape).permute(0, 3, 1, 2)
+        inputs = features.to(torch.float32, memory_format=torch.contiguous_format)
+        scaling = self._scaling(inputs)
+        return inputs if scaling is None else transforms.apply(inputs, *scaling)
+
+    def transform_targets(self, targets: Tensor) -> Tensor:
+        """Regression targets as the model learns them; class indices are left alone."""
+        if self.target_transform is None:
+            return targets
+        return targets.sub(self.target_transform.shift[0]).div_(self.target_transform.divide[0])
+
+    def inverse_targets(self, targets: Tensor) -> Tensor:
+        """What the model learned, back in the target's own unit."""
+        if self.target_transform is None:
+            return targets
+        return targets.mul(self.target_transform.divide[0]).add_(self.target_transform.shift[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "raw_schema": self.raw_schema.to_dict(),
+            "image_size": list(self.image_size),
+            "image_mode": self.image_mode,
+            "fills": dict(self.fills),
+            "transforms": [step.to_dict() for step in self.transforms],
+            "target_transform": self.target_transform.to_dict() if self.target_transform else None,
+            "classes": self.classes,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Pipeline:
+        target = value["target_transform"]
+        return cls(
+            raw_schema=RawSchema.from_dict(value["raw_schema"]),
+            image_size=(int(value["image_size"][0]), int(value["image_size"][1])),
+            image_mode=value["image_mode"],
+            fills=dict(value["fills"]),
+            transforms=tuple(Affine.from_dict(step) for step in value["transforms"]),
+            target_transform=Affine.from_dict(target) if target else None,
+            classes=list(value["classes"]) if value["classes"] is not None else None,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pipeline.from_dict, (self.to_dict(),)  # tensors of this process's devices stay here
+
+    def _scaling(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Shift and divide on the inputs' device, shaped to broadcast; made once per device."""
+        import torch
+
+        if not self.transforms:
+            return None
+        if inputs.device not in self._tensors:
+            chain = transforms.fold(self.transforms)
+            assert chain is not None
+            shape = (-1, 1, 1) if inputs.ndim == 4 else (-1,)
+            self._tensors[inputs.device] = (
+                torch.tensor(chain.shift, dtype=torch.float32, device=inputs.device).reshape(shape),
+                torch.tensor(chain.divide, dtype=torch.float32, device=inputs.device).reshape(shape),
+            )
+        return self._tensors[inputs.device]
+
+    def _encode_arrays(self, rows: object) -> NDArray[Any]:
+        shape, name = self.raw_schema.shape, self.raw_schema.columns[0]
+        wanted = "(rows, " + ", ".join(str(n) for n in shape) + ")"
+        if isinstance(rows, np.ndarray) or (isinstance(rows, list) and not _are_dicts(rows)):
+            try:
+                values = np.asarray(rows)
+            except ValueError as error:
+                raise DataError(f"rows must be arrays of one shape, {wanted}: {error}") from error
+        else:
+            column = self._table(rows)[name]
+            if not is_array(column.type) or column.null_count:
+                raise DataError(f"column '{name}' must hold arrays {wanted} without nulls, not {column.type}")
+            try:
+                values = array_values(column)
+            except ValueError as error:
+                raise DataError(f"column '{name}' must hold arrays {wanted}: {error}") from error
+        fits = values.shape[1:] == shape or (len(shape) == 2 and values.shape[1:] == (*shape, 1))
+        if not fits or values.dtype.kind not in "biuf":
+            raise DataError(f"rows have the shape {values.shape} ({values.dtype}), not {wanted} of numbers")
+        if self.raw_schema.dtypes[0] == "uint8" and values.dtype != np.uint8:
+            # uint8 is how the training rows were stored, and JSON or MLflow may have widened them.
+            values = values.astype(np.float32)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise DataError(f"rows hold NaN or infinity ({int((~np.isfinite(values)).sum())} values)")
+        return array_matrix(values, self.stored_shape)
+
+    def _encode_images(self, rows: object) -> NDArray[Any]:
+        name = self.raw_schema.columns[0]
+        if isinstance(rows, list | np.ndarray) and not _are_dicts(rows):
+            items = list(rows)
+            if not all(isinstance(item, bytes) for item in items):
+                raise DataError("images must be the bytes of encoded files (PNG, JPEG, …)")
+            column = pa.chunked_array([pa.array(items, pa.large_binary())])
+        else:
+            column = self._table(rows)[name]
+            if not is_encoded_image(column.type):
+                raise DataError(f"column '{name}' must hold the bytes of encoded images, not {column.type}")
+        pixels, corrupt = decode_images(column, self.image_size, self.image_mode)
+        if corrupt:
+            shown = "; ".join(str(image) for image in corrupt[:3])
+            raise DataError(f"{len(corrupt)} of {len(pixels)} images cannot be decoded: {shown}")
+        return pixels
+
+    def _encode_numbers(self, rows: object) -> NDArray[Any]:
+        names = self.raw_schema.columns
+        if isinstance(rows, list) and not _are_dicts(rows):
+            rows = _rectangle(rows)
+        if isinstance(rows, np.ndarray):
+            if rows.ndim != 2 or rows.shape[1] != len(names) or rows.dtype.kind not in "biufO":
+                raise DataError(
+                    f"rows have the shape {rows.shape} ({rows.dtype}), not (rows, {len(names)}) of numbers",
+                    f"give the columns in this order: {', '.join(names)}",
+                )
+            rows = {name: rows[:, i] for i, name in enumerate(names)}
+        table = self._table(rows)
+        for name in names:
+            if not is_number(table.schema.field(name).type) and not pa.types.is_null(
+                table.schema.field(name).type
+            ):
+                raise DataError(f"column '{name}' must hold numbers, not {table.schema.field(name).type}")
+        matrix = number_matrix(table, names)
+        for i, name in enumerate(names):
+            column = matrix[:, i]
+            if name in self.fills:
+                column[np.isnan(column)] = self.fills[name]
+            wrong = np.flatnonzero(~np.isfinite(column))
+            if len(wrong):
+                raise DataError(
+                    f"column '{name}' is null, NaN or infinite in {len(wrong)} of {len(matrix)} rows, "
+                    f"first in row {wrong[0]}",
+                    "give a number, or train with a fill_nulls step for this column",
+                )
+        return matrix
+
+    def _table(self, rows: Any) -> pa.Table:
+        """The feature columns as a table; what else the rows hold is ignored."""
+        names = list(self.raw_schema.columns)
+        if _are_dicts(rows):
+            known = list(dict.fromkeys(str(name) for row in rows for name in row))
+            rows = {name: [row.get(name) for row in rows] for name in names if name in known}
+        elif isinstance(rows, pa.Table | pa.RecordBatch):
+            known = list(rows.schema.names)
+        elif isinstance(rows, Mapping) or _is_frame(rows):
+            known = [str(name) for name in rows]
+        else:
+            raise DataError(
+                f"rows are a {type(rows).__name__}",
+                "give a table, a DataFrame, a dict of columns or an array",
+            )
+        for name in names:
+            if name not in known:
+                raise DataError(f"the rows have no column '{name}'", unknown_column(name, known))
+        try:
+            if isinstance(rows, pa.Table | pa.RecordBatch):
+                return to_table(rows.select(names))
+            return to_table({name: rows[name] for name in names})
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise DataError(f"the rows do not make a table: {error}") from error
+
+
+def _is_frame(rows: Any) -> bool:
+    pandas = sys.modules.get("pandas")  # a DataFrame cannot come from anywhere else
+    return pandas is not None and isinstance(rows, pandas.DataFrame)
+
+
+def _are_dicts(rows: Any) -> bool:
+    return isinstance(rows, list) and bool(rows) and all(isinstance(row, Mapping) for row in rows)
+
+
+def _rectangle(rows: list[Any]) -> NDArray[Any]:
+    try:
+        return np.asarray(rows, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"rows must be lists of numbers, all of one length: {error}") from error

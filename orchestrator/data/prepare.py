@@ -1,0 +1,103 @@
+"""Prepared data by content key: find it, or build it once under a lock. What is found costs no heavy import.
+
+Imports: the standard library, `storage`, `data.prepared`; the build where something has to be built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sys
+
+from orchestrator.data.fingerprint import fingerprint as data_fingerprint
+from orchestrator.data.fingerprint import memo_file
+from orchestrator.data.prepared import FORMAT_VERSION, MANIFEST, Prepared, node_path, read_manifest
+from orchestrator.errors import DataError
+from orchestrator.spec.data import DataSection
+from orchestrator.storage import Folder
+
+
+def prepare(
+    section: DataSection, *, task: str, seed: int, storage: Folder, fingerprint: str | None = None
+) -> Prepared:
+    """The section's data, ready to train on, under `<storage>/prepared/<key>`.
+
+    Found there if it was prepared before (damaged folders are built anew), else built; of several processes
+    one builds and the others wait. `task` is the spec's `train.task`, `seed` decides the split. With
+    `cache: false` it is always built, into a folder of its own that `discard` removes.
+    Raises SourceError and DataError as `build` does.
+    """
+    if fingerprint is None:
+        fingerprint = data_fingerprint(section, sys.path, memo_file(storage))
+    key = prepared_key(section, task=task, seed=seed, fingerprint=fingerprint)
+    if not section.cache:
+        key = f"{key}-{secrets.token_hex(4)}"
+    place = prepared_folder(storage, key)
+    found = _find(place)
+    if found is not None:
+        return found
+    from filelock import FileLock
+
+    # On remote storage the lock holds for this node only; there, two builders upload the same content.
+    lock_file = node_path(place).with_suffix(".lock")
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock_file):
+        return _find(place) or _build(
+            section, task=task, seed=seed, key=key, fingerprint=fingerprint, place=place
+        )
+
+
+def prepared_key(section: DataSection, *, task: str, seed: int, fingerprint: str) -> str:
+    """Names prepared data by all that decides its content. The source's path does not: its content does."""
+    rendered = section.model_dump(mode="json", exclude={"cache": True, "source": {"path"}})
+    text = json.dumps([FORMAT_VERSION, fingerprint, rendered, task, seed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def prepared_folder(storage: Folder, key: str) -> Folder:
+    """Where prepared data of a key lies."""
+    return storage / "prepared" / key
+
+
+def discard(section: DataSection, storage: Folder, prepared: Prepared) -> None:
+    """Remove what `cache: false` built; cached data stays."""
+    if not section.cache:
+        prepared_folder(storage, prepared.manifest.key).remove()
+        shutil.rmtree(prepared.folder, ignore_errors=True)
+
+
+def _find(place: Folder) -> Prepared | None:
+    if not place.is_local and place.exists(MANIFEST):
+        with contextlib.suppress(DataError):  # another node may be uploading it this moment
+            return Prepared.load(place)
+    manifest = read_manifest(place.local_path()) if place.is_local else None
+    return Prepared(place.local_path(), manifest) if manifest else None
+
+
+def _build(
+    section: DataSection, *, task: str, seed: int, key: str, fingerprint: str, place: Folder
+) -> Prepared:
+    """Build beside the final path, then rename: a folder under its key is always complete."""
+    from orchestrator.data.build import build
+
+    final = node_path(place)
+    for leftover in final.parent.glob(
+        f"{key}.tmp-*"
+    ):  # of a build that was killed: this process holds the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = final.with_name(f"{key}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    temporary.mkdir()
+    try:
+        manifest = build(section, task=task, seed=seed, key=key, fingerprint=fingerprint, folder=temporary)
+        if final.exists():  # damaged; processes that have it mapped keep their pages
+            shutil.rmtree(final)
+        temporary.replace(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if not place.is_local:
+        place.upload(final)
+    return Prepared(final, manifest)

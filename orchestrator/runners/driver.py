@@ -1,0 +1,320 @@
+"""`run_job`: a job spec from beginning to end, wherever its workers are.
+
+Ray starts in one thread while the data is prepared in another and MLflow is reached by the tracker's own: what
+can overlap, does. Imports: everything above the runners; ray only through the files that are made for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.records import Progress, Verdict
+from orchestrator.runners import verdicts
+from orchestrator.runners.environment import environment
+from orchestrator.runners.ray_start import check_fits, cluster_address, inside_ray_job, start_ray
+from orchestrator.runners.recording import record_end, start_of
+from orchestrator.runners.result import Result
+from orchestrator.runners.stop_signals import stop_signals
+from orchestrator.runs.choose import Choice, choose_run
+from orchestrator.runs.claim import release_claim
+from orchestrator.runs.folder import RunFolder
+from orchestrator.runs.heartbeat import Heartbeat
+from orchestrator.runs.identity import identify
+from orchestrator.storage import Folder
+from orchestrator.tracking.links import resolve_tracking_uri, run_link, ui_base
+from orchestrator.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from orchestrator.data.prepared import Prepared
+    from orchestrator.runners.desk import Desk
+    from orchestrator.spec import LoadedSpec
+    from orchestrator.worker import WorkerTask
+
+_log = logging.getLogger(__name__)
+DEFAULT_STORAGE = "runs"
+_TRACKING_PATIENCE_S = 60.0
+
+
+class Observer(Protocol):
+    """Whoever watches a run: a terminal, a log, a notebook."""
+
+    def message(self, text: str) -> None: ...
+
+    def progress(self, progress: Progress) -> None: ...
+
+
+class Silent:
+    """Watches nothing."""
+
+    def message(self, text: str) -> None:
+        pass
+
+    def progress(self, progress: Progress) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is run and how; resolved before anything starts."""
+
+    loaded: LoadedSpec
+    storage: Folder
+    tracking_uri: str
+    address: str | None
+    inline: bool
+    in_job: bool
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the run brings its own Ray along, on this machine."""
+        return not self.inline and self.address is None and not self.in_job
+
+
+@dataclass
+class _Stop:
+    """Who asked the run to stop, if anybody."""
+
+    why: str = ""
+    exit_code: int = 143
+
+
+def run_job(
+    loaded: LoadedSpec,
+    *,
+    inline: bool = False,
+    address: str | None = None,
+    fresh: bool = False,
+    resume: str | None = None,
+    observer: Observer | None = None,
+) -> Result:
+    """Run a spec to its end and say how it ended; a failure of the training is a verdict, not an exception.
+
+    Raises OrchestratorError where the run could not begin: a bad spec, data that is not there, a run that
+    another driver holds, a cluster that is too small or does not answer.
+    """
+    began = time.monotonic()
+    observer = observer or Silent()
+    job = _resolve(loaded, inline=inline, address=address)
+    secrets = {name: value.get_secret_value() for name, value in loaded.spec.secrets.items()}
+    with environment(secrets), contextlib.ExitStack() as stack:
+        prepared, choice = _prepare(job, stack, fresh=fresh, resume=resume)
+        run = choice.run
+        observer.message(choice.why)
+        stack.callback(release_claim, run, choice.claim)
+        tracker = _open_tracker(job, run)
+        verdict, desk = _execute(job, choice, prepared, tracker, observer)
+        result = _conclude(
+            job, run, prepared, tracker, verdict, desk, time.monotonic() - began, observer
+        )
+    return replace(result, resumed=choice.resumed)
+
+
+def resolve_storage(spec_storage: str | None, *, in_job: bool) -> Folder:
+    """Where runs lie: the spec's, else `ORCHESTRATOR_STORAGE`, else `./runs`.
+
+    Raises UsageError for a relative place inside a Ray job, whose working directory is thrown away.
+    """
+    chosen = spec_storage or os.environ.get("ORCHESTRATOR_STORAGE") or DEFAULT_STORAGE
+    if in_job and "://" not in chosen and not Path(chosen).expanduser().is_absolute():
+        raise UsageError(
+            f"storage '{chosen}' is relative, and a Ray job's working directory is thrown away with all in it",
+            "set storage in the spec, or ORCHESTRATOR_STORAGE, to a folder that all nodes share, or a URI",
+        )
+    return Folder.at(chosen)
+
+
+def _resolve(loaded: LoadedSpec, *, inline: bool, address: str | None) -> Job:
+    if inline and address:
+        raise UsageError("--inline runs in this process; it takes no --address")
+    if inline and loaded.spec.resources.num_workers > 1:
+        _log.info("--inline trains as one worker, not %d", loaded.spec.resources.num_workers)
+    in_job = inside_ray_job()
+    storage = resolve_storage(loaded.spec.storage, in_job=in_job)
+    return Job(
+        loaded=loaded,
+        storage=storage,
+        tracking_uri=resolve_tracking_uri(loaded.spec.mlflow.tracking_uri, storage.uri),
+        address=None if inline else cluster_address(address),
+        inline=inline,
+        in_job=in_job,
+    )
+
+
+def _prepare(
+    job: Job, stack: contextlib.ExitStack, *, fresh: bool, resume: str | None
+) -> tuple[Prepared, Choice]:
+    """Start Ray and prepare the data at the same time, then choose the run."""
+    from orchestrator.data.fingerprint import fingerprint, memo_file
+    from orchestrator.data.prepare import discard, prepare
+    from orchestrator.imports import add_search_paths
+
+    loaded, spec = job.loaded, job.loaded.spec
+    add_search_paths(loaded.search_paths)
+    source = fingerprint(spec.data, [str(path) for path in loaded.search_paths], memo_file(job.storage))
+    identity = identify(spec, source, loaded.search_paths)
+    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
+        preparing: Future[Prepared] = pool.submit(
+            prepare, spec.data, task=spec.train.task, seed=spec.seed, storage=job.storage, fingerprint=source
+        )
+        if not job.inline:
+            stack.enter_context(_ray(job))
+        prepared = preparing.result()
+    stack.callback(discard, spec.data, job.storage, prepared)
+    choice = choose_run(job.storage, spec, identity, fresh=fresh, resume=resume)
+    return prepared, choice
+
+
+@contextlib.contextmanager
+def _ray(job: Job) -> Iterator[None]:
+    import ray
+
+    ours = not ray.is_initialized()
+    start_ray(job.loaded.spec, job.address)
+    try:
+        check_fits(job.loaded.spec)
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def journal_folder(run: RunFolder) -> Path:
+    """The tracking journal: in the run's folder, or on this machine's disk where that is remote."""
+    if run.tracking.is_local:
+        return run.tracking.local_path()
+    return Path.home() / ".cache" / "orchestrator" / run.label / "tracking"
+
+
+def _open_tracker(job: Job, run: RunFolder) -> Tracker:
+    from orchestrator.spec import render
+    from orchestrator.tracking.mlflow_sink import MlflowSink
+
+    run.write_spec(render(job.loaded.spec))
+    record = run.read_record()
+    assert record is not None
+    tracker = Tracker.open(journal_folder(run), MlflowSink(job.tracking_uri))
+    start = start_of(job.loaded, run, identity=str(record.identity.get("hash", "")), in_job=job.in_job)
+    tracker.start_run(replace(start, run_id=record.mlflow_run_id))
+    run.update_record(
+        tracking_uri=job.tracking_uri,
+        experiment_name=start.experiment,
+        submission_id=os.environ.get("ORCHESTRATOR_SUBMISSION_ID"),
+    )
+    return tracker
+
+
+def _execute(
+    job: Job, choice: Choice, prepared: Prepared, tracker: Tracker, observer: Observer
+) -> tuple[Verdict, Desk]:
+    """Train, watched over by a heartbeat and the stop signals; whatever happens becomes a verdict."""
+    from orchestrator.data.prepare import prepared_folder
+    from orchestrator.runners.desk import Desk
+    from orchestrator.runners.inline import run_inline
+    from orchestrator.worker import WorkerTask
+
+    run, stop, began = choice.run, _Stop(), time.monotonic()
+    desk = Desk(tracker.log_points, observer.progress)
+
+    def ask(why: str, exit_code: int = 143) -> None:
+        if not stop.why:
+            stop.why, stop.exit_code = why, exit_code
+            observer.message(f"{why}: the workers save and end (again to insist, a third time to kill)")
+            desk.request_stop()
+
+    prepared_uri = prepared_folder(job.storage, prepared.manifest.key).uri
+    task = WorkerTask(job.loaded.spec, run, prepared_uri, _search_paths(job))
+    with stop_signals(ask), Heartbeat(run, choice.claim, lambda: desk.progress, ask) as heartbeat:
+        try:
+            if job.inline:
+                status = run_inline(task, desk)
+            else:
+                from orchestrator.runners.ray_train import run_ray_train
+
+                status = run_ray_train(task, desk, embedded=job.embedded)
+        except KeyboardInterrupt:
+            verdict = verdicts.stopped("killed", 130, _saved_step(task))
+        except Exception as error:  # noqa: BLE001 - whatever ends a run becomes its verdict
+            _log.debug("the run failed", exc_info=True)
+            if stop.why:
+                verdict = verdicts.stopped(stop.why, stop.exit_code, _saved_step(task))
+            else:
+                verdict = verdicts.failed(error, desk.failures, getattr(error, "failure", None))
+        else:
+            if status == "completed":
+                metrics = (run.read_result() or {}).get("metrics", {})
+                verdict = verdicts.succeeded(metrics, time.monotonic() - began)
+            else:
+                verdict = verdicts.stopped(stop.why or "stopped", stop.exit_code, _saved_step(task))
+    if heartbeat.lost:
+        raise OrchestratorError(
+            f"another driver has taken over {run.label}", "this one ends; nothing of the run was touched"
+        )
+    return verdict, desk
+
+
+def _saved_step(task: WorkerTask) -> int:
+    from orchestrator.worker import checkpoint_store
+
+    manifests = checkpoint_store(task.spec, task.run).manifests()
+    return manifests[-1].step if manifests else 0
+
+
+def _search_paths(job: Job) -> list[str]:
+    """Where workers find user code: absolute on this machine; on a cluster relative to the shipped folder."""
+    here = Path.cwd().resolve()
+    paths = [Path(path).resolve() for path in job.loaded.search_paths]
+    if job.inline or job.embedded:
+        return [str(path) for path in paths]
+    return [str(path.relative_to(here)) if path.is_relative_to(here) else str(path) for path in paths]
+
+
+def _conclude(
+    job: Job,
+    run: RunFolder,
+    prepared: Prepared,
+    tracker: Tracker,
+    verdict: Verdict,
+    desk: Desk,
+    seconds: float,
+    observer: Observer,
+) -> Result:
+    """Write the verdict, record the end in MLflow, and give back what the caller wants to know."""
+    run.write_verdict(verdict)
+    observer.message("recording the run in MLflow")
+    record_end(tracker, job.loaded, run, verdict, prepared.manifest, desk.progress, seconds)
+    shipped = tracker.close(_TRACKING_PATIENCE_S)
+    if not shipped:
+        observer.message(
+            f"MLflow at {job.tracking_uri} took not everything ({tracker.problem or 'no answer'}); the rest waits "
+            f"in {journal_folder(run)} and is sent by the next run"
+        )
+    for refusal in tracker.refused:
+        observer.message(f"MLflow refused: {refusal}")
+    run.update_record(mlflow_run_id=tracker.run_id, attempts=desk.attempt)
+    result = run.read_result() or {}
+    checkpoint = result.get("checkpoint")
+    link = None
+    if tracker.run_id and tracker.experiment_id:
+        link = run_link(ui_base(job.tracking_uri), tracker.experiment_id, tracker.run_id)
+    return Result(
+        run=run.label,
+        status=verdict.status,
+        verdict=verdict,
+        metrics=verdict.metrics,
+        folder=run.folder.uri,
+        checkpoint=(run.checkpoints / checkpoint).uri if checkpoint else None,
+        model=tracker.model_uri if verdict.status == "SUCCEEDED" else None,
+        mlflow_run_id=tracker.run_id,
+        tracking_uri=job.tracking_uri,
+        link=link,
+        seconds=seconds,
+    )

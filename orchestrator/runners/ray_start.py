@@ -1,0 +1,116 @@
+"""Ray itself: started here for one run, or found where a cluster runs; and whether a job fits into it.
+
+Imports: ray, inside functions, since it takes a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import Infeasible, OrchestratorError, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.spec import JobSpec
+
+
+class NoCluster(OrchestratorError):
+    cause = "control plane"
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The cluster to connect to, or None for a Ray of our own.
+
+    `--address` wins over `RAY_ADDRESS`, which Ray sets inside `ray job submit`.
+    Raises UsageError for Ray Client and dashboard addresses.
+    """
+    chosen = address or os.environ.get("RAY_ADDRESS") or None
+    if chosen and chosen.startswith("ray://"):
+        raise UsageError(
+            f"'{chosen}' is a Ray Client address: the driver would run apart from the cluster, without its "
+            "files and signals",
+            "use `orchestrator submit --address http://HEAD:8265`, or run on a node with --address auto",
+        )
+    if chosen and chosen.startswith(("http://", "https://")):
+        raise UsageError(
+            f"'{chosen}' is a dashboard address, where jobs are submitted",
+            f"use `orchestrator submit SPEC --address {chosen}`, or --address HEAD:6379 on a cluster node",
+        )
+    return chosen
+
+
+def inside_ray_job() -> bool:
+    """Whether this process was started by `ray job submit`."""
+    return bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+
+
+def start_ray(spec: JobSpec, address: str | None) -> bool:
+    """Initialise Ray; True where it is embedded. Call before anything else of Ray's.
+
+    Raises NoCluster where the address does not answer, UsageError where secrets would leak.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    import ray
+
+    if ray.is_initialized():
+        return address is None and not inside_ray_job()
+    env_vars = dict(spec.runtime_env.env_vars)
+    common: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR, "configure_logging": True}
+    if address is None and not inside_ray_job():
+        _local_sockets()
+        per_worker = spec.resources.per_worker()
+        cpus = max(os.cpu_count() or 1, round(spec.resources.num_workers * per_worker["CPU"] + 0.499))
+        if env_vars:
+            common["runtime_env"] = {"env_vars": env_vars}
+        ray.init(num_cpus=cpus, include_dashboard=False, **common)
+        return True
+    if not inside_ray_job():
+        runtime_env: dict[str, Any] = {
+            "working_dir": spec.runtime_env.working_dir,
+            "excludes": spec.runtime_env.excludes,
+        }
+        if spec.runtime_env.pip:
+            runtime_env["pip"] = spec.runtime_env.pip
+        if env_vars:
+            runtime_env["env_vars"] = env_vars
+        common["runtime_env"] = runtime_env
+    try:
+        ray.init(address=address or "auto", **common)
+    except ConnectionError as error:
+        raise NoCluster(
+            f"no Ray cluster answers at '{address}': {error}", "start one with: ray start --head"
+        ) from error
+    return False
+
+
+def _local_sockets() -> None:
+    """gloo resolves the host's name and hangs or fails where that does not work: on one machine, loopback does."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if os.uname().sysname == "Linux" else "lo0")
+
+
+def check_fits(spec: JobSpec, total: Mapping[str, float] | None = None) -> None:
+    """Raise Infeasible where the cluster can never hold the workers; Ray itself would wait for ever.
+
+    `total` are the cluster's resources, by default those of the connected one.
+    """
+    if spec.resources.autoscaling:
+        return
+    if total is None:
+        import ray
+
+        total = ray.cluster_resources()
+    wanted = spec.resources.per_worker()
+    if spec.resources.accelerator_type:
+        wanted[f"accelerator_type:{spec.resources.accelerator_type}"] = 0.001
+    for name, amount in wanted.items():
+        needed, there = amount * spec.resources.num_workers, total.get(name, 0.0)
+        if needed > there + 1e-9:
+            raise Infeasible(
+                f"resources: {spec.resources.num_workers} workers of {amount:g} {name} need {needed:g} {name}, "
+                f"but the cluster has {there:g}",
+                "lower resources.num_workers or resources.resources_per_worker, or set resources.autoscaling: "
+                "true where the cluster can grow",
+            )

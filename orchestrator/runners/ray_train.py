@@ -1,0 +1,249 @@
+"""Data-parallel workers placed and restarted by Ray Train. Imports: ray.
+
+Ray only places processes and starts them again: checkpoints are our own, and metrics travel through a small
+actor, the mailbox, since `ray.train.report` is throttled and a barrier for all ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import threading
+import time
+import uuid
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+
+from orchestrator.engine.link import Letter, Reply, WorkerLink
+from orchestrator.errors import Cause, OrchestratorError, PlacementError
+from orchestrator.records import Failure
+from orchestrator.runners.desk import Desk
+from orchestrator.worker import WorkerTask, train_worker
+
+_log = logging.getLogger(__name__)
+_COLLECTIVE_TIMEOUT_S = 120
+_POLL_S = 0.2
+_ABORT_S = 15
+
+
+class WorkerFailed(OrchestratorError):
+    """A rank's error, as it reaches Ray's controller: its class decides on the retry."""
+
+    def __init__(self, reason: str, cause: Cause) -> None:
+        super().__init__(reason)
+        self.worker_cause: Cause = cause
+
+    def __reduce__(self) -> tuple[type[WorkerFailed], tuple[str, Cause]]:
+        return type(self), (self.reason, self.worker_cause)
+
+
+class Mailbox:
+    """Holds letters until the driver takes them, and what the driver answered. A Ray actor of no CPU."""
+
+    def __init__(self) -> None:
+        self._letters: list[Letter] = []
+        self._acknowledged: dict[int, int] = {}
+        self._stop = False
+        self._abort = False
+
+    def exchange(self, letter: Letter) -> tuple[Reply, bool]:
+        self._letters.append(letter)
+        return Reply(self._acknowledged.get(letter.attempt, 0), self._stop), self._abort
+
+    def take(self, answers: dict[int, int], stop: bool, abort: bool) -> list[Letter]:
+        """The driver's call: leave answers and wishes, take the letters."""
+        self._acknowledged.update(answers)
+        self._stop, self._abort = stop, abort
+        letters, self._letters = self._letters, []
+        return letters
+
+    def ending(self) -> bool:
+        return self._stop or self._abort
+
+
+class _MailboxChannel:
+    """A worker's `Channel` through the mailbox."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def exchange(self, letter: Letter) -> Reply:
+        reply, abort = ray.get(self._mailbox.exchange.remote(letter), timeout=10)
+        if abort:
+            # The time to save is over. Ray's controller sees the process end and, told by the callback
+            # below not to retry, takes the whole group down.
+            _log.error("aborting: the workers did not save within failure.stop_grace")
+            os._exit(1)
+        result: Reply = reply
+        return result
+
+
+class _NoRetry(UserCallback):  # type: ignore[misc]
+    """Keeps Ray from repeating what cannot get better: raising here makes an error final."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        from orchestrator.engine.causes import NOT_RETRIED
+
+        for rank, error in worker_exceptions.items():
+            failed = getattr(error, "_base_exc", error)
+            cause = failed.worker_cause if isinstance(failed, WorkerFailed) else None
+            if cause in NOT_RETRIED:
+                raise RuntimeError(f"rank {rank} failed with a {cause}, which is not retried: {failed}")
+        with contextlib.suppress(ray.exceptions.RayError):
+            if ray.get(self._mailbox.ending.remote(), timeout=10):
+                raise RuntimeError("the run is being stopped: no retry")
+
+
+def _worker_main(config: dict[str, Any]) -> str:
+    """What each Ray Train worker runs."""
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    context = get_context()
+    link = WorkerLink(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        device=get_device(),
+        channel=_MailboxChannel(config["mailbox"]),
+    )
+    try:
+        return train_worker(config["task"], link)
+    except Exception as error:
+        from orchestrator.engine.causes import cause_of, describe
+
+        raise WorkerFailed(describe(error), cause_of(error)) from error
+
+
+def run_ray_train(task: WorkerTask, desk: Desk, *, embedded: bool) -> str:
+    """Train on Ray Train workers; Ray must be initialised. Returns 'completed' or 'stopped'.
+
+    Call it from the main thread: it waits where signal handlers can run. Raises the first worker's error
+    as an OrchestratorError once retries are spent, PlacementError where the workers found no place.
+    """
+    spec = task.spec
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    outcome: dict[str, Any] = {}
+    thread = threading.Thread(
+        target=_fit, args=(task, mailbox, outcome), kwargs={"embedded": embedded}, name="ray-train", daemon=True
+    )
+    thread.start()
+    stop_asked_s: float | None = None
+    answers: dict[int, int] = {}
+    while True:
+        running = thread.is_alive()
+        if desk.stop_requested and stop_asked_s is None:
+            stop_asked_s = time.monotonic()
+        overdue = stop_asked_s is not None and time.monotonic() - stop_asked_s > spec.failure.stop_grace
+        try:
+            letters = ray.get(mailbox.take.remote(answers, desk.stop_requested, overdue), timeout=30)
+        except ray.exceptions.RayError as error:
+            _log.warning("the mailbox does not answer: %s", error)
+            letters = []
+        for letter in letters:
+            answers[letter.attempt] = desk.exchange(letter).acknowledged
+        if not running:
+            break
+        if stop_asked_s is not None and time.monotonic() - stop_asked_s > spec.failure.stop_grace + _ABORT_S:
+            _log.warning("Ray did not end the workers in time; leaving them to it")
+            outcome["status"] = "stopped"
+            break
+        thread.join(_POLL_S)
+    ray.kill(mailbox)
+    _remove_ray_folder(task)
+    if "error" in outcome:
+        raise outcome["error"]
+    return str(outcome["status"])
+
+
+def _fit(task: WorkerTask, mailbox: Any, outcome: dict[str, Any], *, embedded: bool) -> None:
+    spec = task.spec
+    resources, failures = spec.resources, spec.failure.max_failures
+    tries = failures + 1
+    defaults = {
+        # Paths of the user's stay relative to where the job runs.
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(math.ceil(resources.start_timeout / tries)),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+        # One machine is not taken away in parts, and nobody scrapes it.
+        **({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"} if embedded else {}),
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    ray_folder = task.run.folder / "ray"
+    try:
+        trainer = TorchTrainer(
+            _worker_main,
+            train_loop_config={"task": task, "mailbox": mailbox},
+            torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
+            scaling_config=ScalingConfig(
+                num_workers=resources.num_workers,
+                use_gpu=resources.use_gpu,
+                resources_per_worker=resources.per_worker(),
+                accelerator_type=resources.accelerator_type,
+                placement_strategy=resources.placement_strategy,
+            ),
+            run_config=RunConfig(
+                # A name used before would silently resume that run of Ray's.
+                name=uuid.uuid4().hex[:12],
+                storage_path=ray_folder.path,
+                storage_filesystem=ray_folder.filesystem,
+                failure_config=FailureConfig(max_failures=failures, controller_failure_limit=failures),
+                callbacks=[_NoRetry(mailbox)],
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        outcome["status"] = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        outcome["error"] = _explain(error, resources.start_timeout)
+    except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
+        outcome["error"] = error
+
+
+class RunFailed(OrchestratorError):
+    """The workers failed for good; `failure` is what Ray itself saw of the culprit, where it saw more."""
+
+    def __init__(self, reason: str, failure: Failure | None = None) -> None:
+        super().__init__(reason)
+        self.failure = failure
+
+
+def _explain(error: Exception, start_timeout_s: float) -> OrchestratorError:
+    """What Ray's error means for us. A rank whose process died could not report; Ray saw it."""
+    for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
+        if isinstance(failure, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
+            return RunFailed(
+                f"the process of rank {rank} died",
+                Failure(
+                    rank=rank,
+                    attempt=0,
+                    time_s=0.0,
+                    error="the worker process died: " + " ".join(str(failure).split())[:300],
+                    cause="hardware",
+                    mend="look for the out-of-memory killer or a lost node; run again: it resumes",
+                ),
+            )
+    inner = getattr(error, "controller_failure", None)
+    if type(inner).__name__ in ("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"):
+        return PlacementError(
+            f"the workers could not be started within {start_timeout_s:.0f} s: {' '.join(str(inner).split())}",
+            "see `orchestrator plan`; free resources, lower resources.num_workers, or raise "
+            "resources.start_timeout",
+        )
+    return RunFailed(" ".join(str(error).split())[:500])
+
+
+def _remove_ray_folder(task: WorkerTask) -> None:
+    with contextlib.suppress(OSError):
+        (task.run.folder / "ray").remove()

@@ -1,0 +1,51 @@
+"""From what happened to the last word on it: pure functions. Imports: no ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.records import Failure, Verdict
+
+_HEADLINE = ("test/accuracy", "test/f1", "test/mse", "test/rmse", "test/r2", "best/val_loss")
+
+
+def succeeded(metrics: Mapping[str, float], seconds: float) -> Verdict:
+    shown = [f"{key} {metrics[key]:.4g}" for key in _HEADLINE if key in metrics][:2]
+    return Verdict("SUCCEEDED", 0, f"{', '.join(shown) or 'done'} in {seconds:.0f} s", metrics=dict(metrics))
+
+
+def stopped(why: str, exit_code: int, step: int) -> Verdict:
+    return Verdict(
+        "STOPPED",
+        exit_code,
+        f"{why}; saved at step {step}" if step else f"{why}, before the first step",
+        mend="run the same command again: it goes on from there" if step else "",
+    )
+
+
+def failed(error: BaseException, failures: Sequence[Failure], seen_by_ray: Failure | None = None) -> Verdict:
+    """The verdict names the rank that failed first, not the last to notice.
+
+    A rank whose process died could not report; Ray saw it (`seen_by_ray`). What other ranks report then is that
+    their peer is gone. Among reports of the last attempt, a broken collective counts only if nothing else does.
+    """
+    culprit = seen_by_ray
+    if failures:
+        last = [failure for failure in failures if failure.attempt == max(f.attempt for f in failures)]
+        own = [failure for failure in last if failure.cause != "hardware"]
+        if own or culprit is None:
+            culprit = min(own or last, key=lambda failure: failure.time_s)
+    if culprit is not None:
+        return Verdict(
+            "FAILED",
+            culprit.exit_code,
+            culprit.error,
+            cause=culprit.cause,
+            rank=culprit.rank,
+            mend=culprit.mend,
+        )
+    if isinstance(error, OrchestratorError):
+        return Verdict("FAILED", error.exit_code, error.reason, cause=error.cause, mend=error.mend)
+    text = " ".join(str(error).split())
+    return Verdict("FAILED", 1, f"{type(error).__name__}: {text}", cause="internal")

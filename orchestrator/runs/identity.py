@@ -1,0 +1,177 @@
+"""What makes two runs the same work: data, model, train, seed, the user's code, and the data's content.
+
+Nothing is imported to find the user's code: modules are located by name and read as text.
+Imports: spec, yaml, the standard library.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.spec.job import JobSpec
+
+_OBJECT_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
+_FREE_TRAIN_KEYS = {"max_epochs", "max_steps"}
+_OWN_PACKAGE = __name__.partition(".")[0]
+_WORDS = {"code": "the user's code", "data_fingerprint": "the content of the data"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """`sections` has a short hash each of data, model, train, seed, code and data_fingerprint."""
+
+    hash: str
+    sections: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Identity:
+        return cls(str(facts.get("hash", "")), dict(facts.get("sections", {})))
+
+
+def identify(spec: JobSpec, data_fingerprint: str, search_paths: Sequence[str]) -> Identity:
+    """The identity of the run that a spec describes. User code is found in `search_paths`, first wins."""
+    parts = _identified(spec.model_dump(mode="json"))
+    parts |= {"code": code_hash(spec, search_paths), "data_fingerprint": data_fingerprint}
+    digests = {name: _digest(json.dumps(part, sort_keys=True)) for name, part in parts.items()}
+    whole = _digest(json.dumps(digests, sort_keys=True))
+    return Identity(whole[:16], {name: digest[:8] for name, digest in digests.items()})
+
+
+def code_hash(spec: JobSpec, search_paths: Sequence[str]) -> str:
+    """Hash of the source of every module that the spec names as `module:object`, and of the local modules
+    they import. It depends on names and text only: not on paths, times or order. Modules that are not found
+    are left out (loading them says what is wrong), and so are imports at run time by `importlib`."""
+    roots = [Path(path) for path in search_paths]
+    everywhere = [*roots, *(Path(entry) for entry in sys.path if entry)]
+    found: dict[str, str] = {}
+    waiting = [(name, everywhere) for name in sorted(set(_named_modules(spec)))]
+    while waiting:
+        name, places = waiting.pop()
+        for part, file, root in _files_of(name, places):
+            if part in found or part.partition(".")[0] == _OWN_PACKAGE:
+                continue
+            found[part] = source = file.read_text(encoding="utf-8", errors="replace")
+            package = part if file.name == "__init__.py" else part.rpartition(".")[0]
+            for imported in _imports(source, package):
+                # A package that lies elsewhere is followed inside itself only, never into its dependencies.
+                own = imported.partition(".")[0] == part.partition(".")[0]
+                waiting.append((imported, [*roots, root] if own else roots))
+    return _digest(json.dumps(found, sort_keys=True))
+
+
+def differences(
+    old: Identity, new: Identity, old_spec_yaml: str | None = None, new_spec: JobSpec | None = None
+) -> list[str]:
+    """What changed from one identity to another, in words; changed keys where the specs are given."""
+    told = []
+    before = _flat(_identified(_parsed(old_spec_yaml)))
+    after = _flat(_identified(new_spec.model_dump(mode="json"))) if new_spec else {}
+    for section in sorted(old.sections.keys() | new.sections.keys()):
+        if old.sections.get(section) == new.sections.get(section):
+            continue
+        keys = [
+            f"{key}: {_shown(before.get(key))} → {_shown(after.get(key))}"
+            for key in sorted(before.keys() | after.keys())
+            if before and after and key.partition(".")[0] == section and before.get(key) != after.get(key)
+        ]
+        told += keys or [f"{_WORDS.get(section, section)} changed"]
+    return told
+
+
+def _identified(spec: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {name: spec[name] for name in ("data", "model", "train", "seed") if name in spec}
+    if isinstance(parts.get("train"), dict):
+        parts["train"] = {key: value for key, value in parts["train"].items() if key not in _FREE_TRAIN_KEYS}
+    return parts
+
+
+def _named_modules(spec: JobSpec) -> Iterator[str]:
+    for value in _flat(_identified(spec.model_dump(mode="json"))).values():
+        if isinstance(value, str) and (match := _OBJECT_PATH.fullmatch(value)):
+            yield match[1]
+
+
+def _files_of(name: str, places: Sequence[Path]) -> Iterator[tuple[str, Path, Path]]:
+    """The files that importing a module runs: `__init__` of the packages around it, and its own.
+
+    Yields the module's name, its file, and the search path it was found under.
+    """
+    parts = name.split(".")
+    for root in places:
+        if not ((root / f"{parts[0]}.py").is_file() or (root / parts[0]).is_dir()):
+            continue
+        files = []
+        for depth in range(1, len(parts) + 1):
+            base = root.joinpath(*parts[:depth])
+            for file in (base / "__init__.py", base.with_suffix(".py")):
+                if file.is_file():
+                    files.append((".".join(parts[:depth]), file, root))
+                    break
+        if files:
+            yield from files
+            return
+
+
+def _imports(source: str, package: str) -> Iterator[str]:
+    """Names of the modules (and of what may be modules) that a source text imports, anywhere in it."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            around = package.split(".") if package and node.level else []
+            base = around[: max(0, len(around) - node.level + 1)]
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            if module:
+                yield module
+                yield from (f"{module}.{alias.name}" for alias in node.names if alias.name != "*")
+            else:
+                yield from (alias.name for alias in node.names if alias.name != "*")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as dotted keys; empty ones and nulls are left out."""
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return {} if value is None else {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= _flat(item, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _parsed(spec_yaml: str | None) -> Mapping[str, Any]:
+    if not spec_yaml:
+        return {}
+    try:
+        value = yaml.safe_load(spec_yaml)
+    except yaml.YAMLError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()

@@ -1,0 +1,140 @@
+"""The journal of a run: what is to be recorded, one JSON line each, safe on disk before anybody relies on it.
+
+The folder holds `journal.jsonl` (append only), `state.json` (how far it was shipped, and to which run),
+`refused.jsonl` (what the server will never take) and `lock`. Imports: the standard library, ops.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import TrackingError
+from orchestrator.tracking.ops import Op, RunState, from_json, to_json
+
+_log = logging.getLogger(__name__)
+
+
+class JournalBusy(TrackingError):
+    """Another process holds the journal."""
+
+
+class Journal:
+    """An open journal; one process at a time. `append` may be called by any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or make the journal; raises JournalBusy, or TrackingError where it cannot be written."""
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock_file = (folder / "lock").open("w")
+        except OSError as error:
+            raise TrackingError(f"the tracking journal {folder} cannot be written: {error}") from error
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock_file.close()
+            raise JournalBusy(
+                f"another process records into {folder}",
+                "wait until it ended, or start a run of its own: --fresh",
+            ) from error
+        self._appending = threading.Lock()
+        self._path = folder / "journal.jsonl"
+        self._handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self.size_bytes = self._drop_torn_line()
+
+    def append(self, op: Op) -> None:
+        """Add an operation; it is on the disk when this returns. Raises TrackingError on a full disk."""
+        line = json.dumps(to_json(op), separators=(",", ":"), default=str).encode() + b"\n"
+        with self._appending:
+            try:
+                written = 0
+                while written < len(line):
+                    written += os.write(self._handle, line[written:])
+                os.fsync(self._handle)
+            except OSError as error:
+                os.ftruncate(self._handle, self.size_bytes)
+                raise TrackingError(
+                    f"the tracking journal {self._path} cannot be written: {error}", "make room on that disk"
+                ) from error
+            self.size_bytes += len(line)
+
+    def read(self, offset: int, limit_bytes: int = 1 << 20) -> list[tuple[Op | None, int]]:
+        """Operations from `offset` on, each with the offset behind it: about `limit_bytes`, at least one.
+
+        A line that a bad disk has damaged is None: nothing of it can be shipped, all the others still can.
+        """
+        found: list[tuple[Op | None, int]] = []
+        stop = min(self.size_bytes, offset + limit_bytes)
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            while offset < stop:
+                line = file.readline()
+                offset += len(line)
+                try:
+                    found.append((from_json(json.loads(line)), offset))
+                except (ValueError, KeyError, TypeError):
+                    found.append((None, offset))
+        return found
+
+    def operations(self) -> Iterator[Op]:
+        """All readable operations of the journal from its beginning."""
+        offset = 0
+        while found := self.read(offset):
+            yield from (op for op, _ in found if op is not None)
+            offset = found[-1][1]
+
+    def put_aside(self, entry: dict[str, Any], reason: str) -> None:
+        """Keep what will not be shipped, with the reason."""
+        _log.warning("not recorded: %s", reason)
+        with (self.folder / "refused.jsonl").open("a") as file:
+            file.write(json.dumps({"reason": reason, **entry}, default=str) + "\n")
+
+    def close(self) -> None:
+        os.close(self._handle)
+        self._lock_file.close()
+
+    def _drop_torn_line(self) -> int:
+        """A crash inside `append` leaves a last line without its end: nobody was told that it was safe."""
+        size = os.fstat(self._handle).st_size
+        keep = size
+        while keep > 0:
+            start = max(0, keep - 65536)
+            newline = os.pread(self._handle, keep - start, start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep < size:
+            os.ftruncate(self._handle, keep)
+        return keep
+
+
+def load_state(folder: Path) -> tuple[RunState, int]:
+    """The run's state and the shipped offset; a state that cannot be read means: ship it all again."""
+    try:
+        value = json.loads((folder / "state.json").read_text())
+        return RunState(**value["run"]), int(value["offset"])
+    except FileNotFoundError:
+        return RunState(), 0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s/state.json is damaged (%s): shipping the whole journal again", folder, error)
+        return RunState(), 0
+
+
+def save_state(folder: Path, state: RunState, offset: int, *, durable: bool) -> None:
+    """Write the state whole or not at all; `durable` waits for the disk (else a loss costs a replay)."""
+    temporary = folder / ".state.json"
+    with temporary.open("w") as file:
+        json.dump({"run": asdict(state), "offset": offset}, file)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.replace(folder / "state.json")
