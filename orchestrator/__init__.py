@@ -41,6 +41,4 @@ def run(
 
     loaded = load_spec(spec, overrides_dict=overrides)
     with observer_for("quiet" if quiet else "auto") as observer:
-        return run_job(
-            loaded, inline=inline, address=address, fresh=fresh, resume=resume, observer=observer
-        )
+        return run_job(loaded, inline=inline, address=address, fresh=fresh, resume=resume, observer=observer)

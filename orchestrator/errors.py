@@ -60,7 +60,9 @@ class Fault:
     line: int | None = None
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}: " if self.file and self.line else f"{self.file}: " if self.file else ""
+        place = (
+            f"{self.file}:{self.line}: " if self.file and self.line else f"{self.file}: " if self.file else ""
+        )
         field = f"{self.field}: " if self.field else ""
         return f"{place}{field}{self.reason}" + (f". {self.mend}" if self.mend else "")
 

@@ -2,8 +2,8 @@
 
 A torchvision built for another torch (as the CUDA build beside a CPU torch) cannot load its `_C` library, and
 then refuses to import at all: `operator torchvision::nms does not exist`. Its models, data sets and
-transforms are plain Python, so the two operators it asks for are defined here first, and what really needs compiled code
-says so by name when it is called. Where the operators load, nothing is touched.
+transforms are plain Python, so the two operators it asks for are defined here first, and what
+really needs compiled code says so by name when it is called. Where the operators load, nothing is touched.
 Imports: torch and torchvision, inside functions.
 """
 
@@ -40,12 +40,12 @@ def prepare_torchvision() -> None:
         return
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in _ASKED_FOR_AT_IMPORT:
         if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
             for backend in ("CPU", "CUDA"):
-                library.impl(name, _refusal(name), backend)
+                library.impl(name, _refusal(name), backend)  # type: ignore[no-untyped-call]
     _stand_ins.append(library)
 
 
@@ -90,7 +90,7 @@ def _compiled_operators_load() -> bool:
     if library is None or library.origin is None:
         return False
     try:
-        torch.ops.load_library(library.origin)
+        torch.ops.load_library(library.origin)  # type: ignore[no-untyped-call]
     except OSError:
         return False
     return True

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """All a worker needs to know; travels pickled. Relative search paths count from the worker's own folder."""
+    """All a worker needs to know; travels pickled. Relative search paths count from its own folder."""
 
     spec: JobSpec
     run: RunFolder
@@ -163,7 +163,9 @@ def _finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Out
         attempt.model.load_state_dict(attempt.store.load(best)["model"])
     best_step = best.step if best else attempt.position.step
     metrics: dict[str, float] = {"best/step": float(best_step)}
-    metrics |= {f"best/{key.replace('val/', 'val_')}": value for key, value in (best.metrics if best else {}).items()}
+    metrics |= {
+        f"best/{key.replace('val/', 'val_')}": value for key, value in (best.metrics if best else {}).items()
+    }
     test = _test(attempt, prepared) if manifest.rows["test"] else None
     if test is not None:
         metrics |= test.named("test")
@@ -215,5 +217,7 @@ def _test(attempt: Attempt, prepared: Prepared) -> Evaluation:
 def _log_file(run: RunFolder, link: WorkerLink) -> Path:
     # On remote storage logs stay on the node; Ray keeps what workers print in its own logs as well.
     logs = run.attempt_logs(link.attempt)
-    root = logs.local_path() if logs.is_local else Path.home() / ".cache" / "orchestrator" / run.label / "logs"
+    root = (
+        logs.local_path() if logs.is_local else Path.home() / ".cache" / "orchestrator" / run.label / "logs"
+    )
     return root / f"rank-{link.rank}.log"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -27,8 +28,25 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+# A loaded machine must not fail a test, and what CI tries must not depend on luck.
+hypothesis.settings.register_profile(
+    "ours",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+hypothesis.settings.load_profile("ours")
+
 CLUSTER_FIXTURES = {"ray_cluster", "ray_head"}
-SET_BY_LIBRARIES = ("KMP_", "_MLFLOW_", "PYTEST_", "PYTHONBREAKPOINT", "RAY_CLIENT_MODE", "RAY_DEDUP_LOGS")
+SET_BY_LIBRARIES = (
+    "KMP_",
+    "_MLFLOW_",
+    "PYTEST_",
+    "PYTHONBREAKPOINT",
+    "RAY_CLIENT_MODE",
+    "RAY_DEDUP_LOGS",
+    "TORCHINDUCTOR_",
+)
 """Prefixes of variables that scikit-learn, mlflow, pytest and ray set when they are imported or started."""
 HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 """Processes that Python starts at first use and keeps until it ends."""

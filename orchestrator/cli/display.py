@@ -72,7 +72,10 @@ class Live:
         self._console.print(text, highlight=False, markup=False)
 
     def progress(self, progress: Progress) -> None:
-        facts = [f"epoch {progress.epoch}/{progress.max_epochs}", f"step {progress.step:,}/{progress.max_steps:,}"]
+        facts = [
+            f"epoch {progress.epoch}/{progress.max_epochs}",
+            f"step {progress.step:,}/{progress.max_steps:,}",
+        ]
         if progress.samples_per_s:
             facts.append(f"{progress.samples_per_s:,.0f} samples/s")
         if progress.train_loss is not None:

@@ -54,12 +54,12 @@ def _described(address: str | None, storage: str | None) -> list[dict[str, Any]]
 def _row(run: dict[str, Any]) -> list[str]:
     progress = run["progress"]
     return [
-        str(run.get("job_id") or run["name"]),
+        str(run["name"]),
         str(run["state"]),
-        f"{progress.epoch}/{progress.max_epochs}" if progress else "",
-        f"{progress.step}/{progress.max_steps}" if progress else "",
+        f"{progress['epoch']}/{progress['max_epochs']}" if progress else "",
+        f"{progress['step']}/{progress['max_steps']}" if progress else "",
         show_duration(run["eta_s"]),
-        show_time(run["started"]),
+        show_time(run["started_s"]),
         show_duration(run["duration_s"]),
-        show_metrics(run.get("metrics") or (run["verdict"].metrics if run["verdict"] else None)),
+        show_metrics(run["metrics"]),
     ]

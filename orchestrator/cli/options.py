@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +57,10 @@ StorageOption = Annotated[
 ]
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How to print: text or json.")]
 SpecArgument = Annotated[
-    str, typer.Argument(metavar="SPEC", help="The job spec, a YAML file; - reads it from stdin.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="SPEC", help="The job spec, a YAML file; - reads it from stdin.", show_default=False
+    ),
 ]
 OverridesArgument = Annotated[
     list[str] | None,
@@ -117,8 +119,8 @@ def open_storage(storage: str | None) -> Folder:
 
 
 def print_json(value: Any) -> None:
-    """Indented JSON on stdout: records as objects; NaN and the infinities, which JSON has not, as null."""
-    typer.echo(json.dumps(_plain(value), indent=2))
+    """Indented JSON on stdout; NaN and the infinities, which JSON has not, as null."""
+    typer.echo(json.dumps(_finite(value), indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
@@ -149,13 +151,11 @@ def show_time(time_s: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_s)) if time_s else ""
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from orchestrator.cli.options import Output, OutputOption, print_json
+from orchestrator.cli.options import Output, OutputOption, OverridesArgument, SpecArgument, print_json
 
 
 def render(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A job spec; - is standard input.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings that replace those of the spec."),
-    ] = None,
-    output: OutputOption = Output.text,
+    spec: SpecArgument, overrides: OverridesArgument = None, output: OutputOption = Output.text
 ) -> None:
     """Print a spec with overrides, environment and all defaults filled in; secrets are masked.
 

@@ -21,7 +21,9 @@ def run(
     ] = False,
     address: Annotated[
         str | None,
-        typer.Option("--address", help="The cluster to run on (HEAD:6379 or auto). Default: RAY_ADDRESS, else here."),
+        typer.Option(
+            "--address", help="The cluster to run on (HEAD:6379 or auto). Default: RAY_ADDRESS, else here."
+        ),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start a new run even where an unfinished one could go on.")
@@ -64,16 +66,20 @@ def _show(result: Result) -> None:
     console = Console(highlight=False)
     if result.metrics:
         table = Table(title=result.run, title_justify="left", show_header=False)
-        for key, value in sorted(result.metrics.items(), key=lambda item: (not item[0].startswith("test/"), item[0])):
+        for key, value in sorted(
+            result.metrics.items(), key=lambda item: (not item[0].startswith("test/"), item[0])
+        ):
             table.add_row(key, f"{value:,.4f}".rstrip("0").rstrip("."))
         console.print(table)
     facts = {
         "folder": result.folder,
         "model": result.model,
         "MLflow": result.link,
-        "to open it": "orchestrator ui" if result.link and result.link.startswith("http://127.0.0.1") else None,
+        "to open it": "orchestrator ui"
+        if result.link and result.link.startswith("http://127.0.0.1")
+        else None,
     }
-    for name, value in facts.items():
-        if value:
-            console.print(f"{name + ':':<12}{value}", soft_wrap=True, markup=False)
+    for name, fact in facts.items():
+        if fact:
+            console.print(f"{name + ':':<12}{fact}", soft_wrap=True, markup=False)
     console.print(format_verdict(result.verdict, result.run), soft_wrap=True, markup=False)

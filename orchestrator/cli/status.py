@@ -20,6 +20,7 @@ from orchestrator.cli.options import (
     show_time,
 )
 from orchestrator.monitor.progress_lines import format_progress, format_verdict
+from orchestrator.records import Progress, Verdict
 
 
 def status(
@@ -59,15 +60,15 @@ def _lines(run: dict[str, Any]) -> list[tuple[str, str]]:
         "job": run.get("job_id"),
         "run": label,
         "state": run["state"],
-        "progress": format_progress(progress) if progress else None,
-        "started": show_time(run["started"]),
+        "progress": format_progress(Progress(**progress)) if progress else None,
+        "started": show_time(run["started_s"]),
         "duration": show_duration(run["duration_s"]),
         "attempts": run.get("attempts"),
-        "metrics": show_metrics(run.get("metrics")),
+        "metrics": show_metrics(run["metrics"]),
         "mlflow run": run.get("mlflow_run_id"),
         "folder": run.get("folder"),
         "reason": run.get("reason"),
-        "verdict": format_verdict(verdict, label).removeprefix("verdict: ") if verdict else None,
+        "verdict": format_verdict(Verdict(**verdict), label).removeprefix("verdict: ") if verdict else None,
     }
     if run["state"] == "DEAD":
         facts["verdict"] = "none: its driver died. Run the job again: it resumes from its last checkpoint"

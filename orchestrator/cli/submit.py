@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import AddressOption, Output, OutputOption, print_json
+from orchestrator.cli.options import (
+    AddressOption,
+    Output,
+    OutputOption,
+    OverridesArgument,
+    SpecArgument,
+    print_json,
+)
 
 
 def submit(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings laid over the spec.", show_default=False),
-    ] = None,
+    spec: SpecArgument,
+    overrides: OverridesArgument = None,
     address: AddressOption = None,
     no_follow: Annotated[bool, typer.Option("--no-follow", help="Submit and leave.")] = False,
     submission_id: Annotated[

@@ -13,7 +13,8 @@ from orchestrator.errors import Fault, SpecError
 
 def validate(
     specs: Annotated[
-        list[str], typer.Argument(metavar="SPEC...", help="Job specs; - is standard input.", show_default=False)
+        list[str],
+        typer.Argument(metavar="SPEC...", help="Job specs; - is standard input.", show_default=False),
     ],
     output: OutputOption = Output.text,
 ) -> None:

@@ -15,7 +15,7 @@ import sys
 
 from orchestrator.data.fingerprint import fingerprint as data_fingerprint
 from orchestrator.data.fingerprint import memo_file
-from orchestrator.data.prepared import FORMAT_VERSION, MANIFEST, Prepared, node_path, read_manifest
+from orchestrator.data.prepared import FORMAT_VERSION, MANIFEST, Prepared, node_lock, node_path, read_manifest
 from orchestrator.errors import DataError
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
@@ -40,12 +40,8 @@ def prepare(
     found = _find(place)
     if found is not None:
         return found
-    from filelock import FileLock
-
-    # On remote storage the lock holds for this node only; there, two builders upload the same content.
-    lock_file = node_path(place).with_suffix(".lock")
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock_file):
+    # On remote storage two nodes may both build, and upload the same content.
+    with node_lock(place):
         return _find(place) or _build(
             section, task=task, seed=seed, key=key, fingerprint=fingerprint, place=place
         )

@@ -23,6 +23,7 @@ from orchestrator.storage import Folder
 
 if TYPE_CHECKING:
     import numpy as np
+    from filelock import FileLock
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -71,7 +72,12 @@ class Manifest:
     def from_dict(cls, value: Mapping[str, Any]) -> Manifest:
         """Raises TypeError or KeyError where the value is no manifest."""
         shapes = {name: tuple(int(n) for n in value[name]) for name in ("input_shape", "stored_shape")}
-        return cls(**{**value, **shapes})
+        parts = [name for name in ("train", "val", "test") if name in value["rows"]]  # JSON sorted them
+        rows = {name: value["rows"][name] for name in parts}
+        counts = value["class_counts"]
+        if counts is not None:
+            counts = {name: {str(c): counts[name][str(c)] for c in value["classes"]} for name in parts}
+        return cls(**{**value, **shapes, "rows": rows, "class_counts": counts})
 
 
 class Batch(NamedTuple):
@@ -207,11 +213,8 @@ def local_copy(folder: Folder) -> Folder:
     """
     if folder.is_local:
         return folder
-    from filelock import FileLock
-
     target = node_path(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with node_lock(folder):
         if read_manifest(target) is None:
             folder.download(target)
             manifest = read_manifest(target)
@@ -225,6 +228,18 @@ def local_copy(folder: Folder) -> Folder:
 def node_path(folder: Folder) -> Path:
     """Where prepared data lies on this node: the folder's own path, or its copy in this machine's cache."""
     return folder.local_path() if folder.is_local else cache_root() / "prepared" / Path(folder.path).name
+
+
+def node_lock(folder: Folder) -> FileLock:
+    """Held by the one process of this node (on shared local storage: of all nodes) that makes or fetches it.
+
+    The process that holds it may take it again.
+    """
+    from filelock import FileLock
+
+    path = node_path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f"{path.name}.lock"), is_singleton=True)
 
 
 def _is_run(indices: NDArray[np.int64]) -> bool:

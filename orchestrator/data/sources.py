@@ -42,14 +42,18 @@ def read_source(section: DataSection) -> pa.Table:
     """
     source = section.source
     table = _READERS[source.kind](source, _wanted_columns(section))
-    doubled = {name for name in table.column_names if table.column_names.count(name) > 1}
-    if doubled:
-        raise SourceError(f"the source has several columns '{min(doubled)}'", "give each column its own name")
+    _require_distinct(table.column_names)
     if not table.num_rows:
         raise SourceError(f"the source ({source.kind}) has no rows", "look at data.source")
     require_columns(table.column_names, [section.target], "data.target")
     require_columns(table.column_names, section.features or [], "data.features")
     return table
+
+
+def _require_distinct(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise SourceError(f"the source has several columns '{name}'", "give each column its own name")
 
 
 def _wanted_columns(section: DataSection) -> list[str] | None:
@@ -138,6 +142,8 @@ def _read_files(files: Sequence[Path], read: Callable[[Path], pa.Table], what: s
             raise SourceError(
                 f"data.source.path: {file} cannot be read as {what}: {error}", "name files of the right kind"
             ) from error
+    for table in tables:
+        _require_distinct(table.column_names)
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:

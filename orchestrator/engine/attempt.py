@@ -230,4 +230,3 @@ def _warm_up(recipe: Recipe, parallel: torch.nn.Module, link: WorkerLink) -> Non
     with torch.no_grad():
         for name, buffer in parallel.named_buffers():
             buffer.copy_(buffers[name])
-

@@ -28,7 +28,10 @@ def cause_of(error: BaseException) -> Cause:
     """
     if isinstance(error, OrchestratorError):
         return error.cause
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error).lower():
+    if (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "can't allocate memory" in str(error).lower()
+    ):
         return "out of memory"
     text = str(error).lower()
     if isinstance(error, torch.distributed.DistError | ConnectionError) or (
@@ -49,7 +52,9 @@ def mend_of(error: BaseException) -> str:
         return "lower train.microbatch_size (the global batch stays), or give the workers more memory"
     if cause == "user error":
         frames = traceback.extract_tb(error.__traceback__)
-        return f"see {frames[-1].filename}:{frames[-1].lineno}; step through it with --inline" if frames else ""
+        return (
+            f"see {frames[-1].filename}:{frames[-1].lineno}; step through it with --inline" if frames else ""
+        )
     return ""
 
 

@@ -125,9 +125,7 @@ def _agree(attempt: Attempt) -> bool:
                 Point("train/lr", record.lr, record.step, record.timestamp_ms),
             )
         ]
-        points.append(
-            Point("perf/samples_per_s", agreement.samples_per_s, newest.step, newest.timestamp_ms)
-        )
+        points.append(Point("perf/samples_per_s", agreement.samples_per_s, newest.step, newest.timestamp_ms))
         link.log_points(points)
         left = (recipe.total_steps - position.step) * recipe.train.global_batch_size
         _report(attempt, "training", newest.loss, agreement.samples_per_s, left / agreement.samples_per_s)
@@ -181,7 +179,11 @@ def validate(attempt: Attempt) -> None:
 
 
 def _report(
-    attempt: Attempt, phase: Literal["training", "evaluating"], loss: float | None, rate: float, eta_s: float | None
+    attempt: Attempt,
+    phase: Literal["training", "evaluating"],
+    loss: float | None,
+    rate: float,
+    eta_s: float | None,
 ) -> None:
     recipe, position = attempt.recipe, attempt.position
     attempt.link.progress(

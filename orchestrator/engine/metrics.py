@@ -31,7 +31,8 @@ def check_metrics(task: str, names: Sequence[str]) -> None:
     for name in names:
         if ":" not in name and name not in fitting:
             raise UsageError(
-                f"train.metrics: '{name}' does not fit the task '{task}'", f"choose among: {', '.join(fitting)}"
+                f"train.metrics: '{name}' does not fit the task '{task}'",
+                f"choose among: {', '.join(fitting)}",
             )
 
 

@@ -97,7 +97,8 @@ def build_objective(task: str, loss: str) -> Objective:
     if task not in _FITS[name]:
         fitting = sorted(known for known, tasks in _FITS.items() if task in tasks)
         raise UsageError(
-            f"train.loss: '{name}' does not fit the task '{task}'", f"write one of: auto, {', '.join(fitting)}"
+            f"train.loss: '{name}' does not fit the task '{task}'",
+            f"write one of: auto, {', '.join(fitting)}",
         )
     return Objective(task, _LOSSES[name])
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 
-def is_better(value: float, best: float | None, *, mode: Literal["min", "max"], min_delta: float = 0.0) -> bool:
+def is_better(
+    value: float, best: float | None, *, mode: Literal["min", "max"], min_delta: float = 0.0
+) -> bool:
     """Whether a value beats the best so far by more than `min_delta`. NaN never does."""
     if math.isnan(value):
         return False

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from orchestrator.data.columns import array_values, image_bytes
 from orchestrator.data.features import RawSchema
 from orchestrator.data.pipeline import Pipeline
-from orchestrator.errors import CheckpointError, UsageError, UserCodeError
+from orchestrator.errors import CheckpointError, UserCodeError
+from orchestrator.export.manifest import FORMAT, MANIFEST, pip_requirements, read_manifest, signature
 from orchestrator.export.user_code import find_modules, imported_from
 from orchestrator.models.build import build_model
 from orchestrator.spec.train import ModelSection
@@ -42,8 +43,6 @@ from orchestrator.storage import Folder
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1
-MANIFEST = "bundle.json"
 WEIGHTS = "model.safetensors"
 _VERSIONS_OF = ("numpy", "pyarrow", "safetensors", "torch")
 
@@ -79,14 +78,14 @@ def write_bundle(
         "num_outputs": num_outputs,
         "pipeline": pipeline.to_dict(),
         "input_example": example,
+        "signature": signature(pipeline, task),
+        "pip_requirements": pip_requirements(model.name),
         "modules": list(modules),
         "tied_weights": tied,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}},
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    folder.remove_file(
-        MANIFEST
-    )  # a bundle without it is none: so a half-written one is never taken for whole
+    folder.remove_file(MANIFEST)  # and written last: half a bundle is never taken for a whole one
     (folder / "code").remove()
     for name, data in files.items():
         folder.write_bytes(name, data)
@@ -143,7 +142,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     missing, damaged or do not fit the model. Leaves torch's random state as it was.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name, digest in manifest["files"].items():
         file = folder / name
         if not file.is_file():
@@ -170,23 +169,8 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     return Bundle(model.to(where).eval(), pipeline, manifest["task"], num_outputs, where, manifest)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError as error:
-        raise UsageError(f"{folder} holds no model bundle: there is no {MANIFEST}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder / MANIFEST} is damaged: {error}", "export it again") from error
-    if manifest.get("format") != FORMAT:
-        raise UsageError(
-            f"{folder} is a model bundle of format {manifest.get('format')}; this version reads {FORMAT}",
-            "use the version of the orchestrator that wrote it, or export it again",
-        )
-    return manifest
-
-
 def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors that share no memory (safetensors takes no others), and which of them each tied weight equals."""
+    """Tensors that share no memory, as safetensors wants, and which of them each tied weight equals."""
     weights: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}

@@ -1,7 +1,7 @@
 """Pictures of a finished run, as PNG files.
 
-Drawn without pyplot, so that nothing global changes and no display is needed. Imports: numpy; matplotlib inside
-functions.
+Drawn without pyplot, so that nothing global changes and no display is needed.
+Imports: numpy; matplotlib inside functions.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def regression_picture(
         axes.plot(limits, limits, color=_GUIDE, linewidth=1.2, linestyle="--", label="equal")
         crowd = len(pairs)
         axes.scatter(
-            *pairs.T,
+            pairs[:, 0],
+            pairs[:, 1],
             s=float(np.clip(4000 / crowd, 4, 28)),
             alpha=0.65 if crowd < 1000 else 0.25,
             color=_TRAIN,

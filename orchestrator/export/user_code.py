@@ -21,9 +21,9 @@ _OWN_PACKAGE = __name__.partition(".")[0]
 def find_modules(names: Iterable[str], search_paths: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
     """These modules and all that they import, as far as they lie under the search paths (the first wins).
 
-    By module name: its file, and that file's path relative to the search path. Left out are installed packages,
-    the standard library, and what is imported by `importlib` at run time. Raises UserCodeError for a file that
-    is no Python.
+    By module name: its file, and that file's path relative to the search path. Left out are installed
+    packages, the standard library, and what is imported by `importlib` at run time. Raises UserCodeError for
+    a file that is no Python.
     """
     roots = [Path(path).resolve() for path in search_paths]
     found: dict[str, tuple[Path, Path]] = {}
@@ -43,7 +43,7 @@ def find_modules(names: Iterable[str], search_paths: Sequence[str | Path]) -> di
 
 @contextmanager
 def imported_from(folder: Path, modules: Iterable[str]) -> Iterator[None]:
-    """Within the block these modules are imported from the folder, whatever was imported by these names before.
+    """Within the block these modules are imported from the folder, whatever was imported before.
 
     Modules of the same name from elsewhere are set aside and put back afterwards, so that two models with
     different `my_model.py` live in one process, each with its own. Only an import inside a function that runs

@@ -48,7 +48,9 @@ def _build_user_model(section: ModelSection, input_shape: tuple[int, ...], num_o
     if isinstance(target, nn.Module):
         return target
     if not callable(target):
-        raise UsageError(f"model.name '{section.name}' is a {type(target).__name__}, not a class or a function")
+        raise UsageError(
+            f"model.name '{section.name}' is a {type(target).__name__}, not a class or a function"
+        )
     offered = {"input_shape": input_shape, "num_outputs": num_outputs}
     wanted = inspect.signature(target).parameters
     args = {name: value for name, value in offered.items() if name in wanted} | section.args

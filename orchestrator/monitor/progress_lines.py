@@ -14,7 +14,7 @@ from orchestrator.errors import Cause
 from orchestrator.records import Progress, Status, Verdict
 from orchestrator.spec.units import parse_duration
 
-_PROGRESS = re.compile(r"epoch (\d+)/(\d+) · step (\d+)/(\d+)((?: · [^·\n]*)*)")
+_PROGRESS = re.compile(r"epoch (\d+)/(\d+) · step (\d+)/(\d+)((?: ?· [^·\n]*)*)")
 _VERDICT = re.compile(
     rf"verdict: (?P<status>{'|'.join(get_args(Status))}) (?P<run>\S+) "
     rf"\(exit (?P<exit_code>\d+)(?:, (?P<cause>{'|'.join(get_args(Cause))}))?(?:, rank (?P<rank>\d+))?\): "
@@ -66,7 +66,7 @@ def parse_progress(line: str) -> Progress | None:
         return None
     epoch, max_epochs, step, max_steps = (int(group) for group in match.groups()[:4])
     facts: dict[str, Any] = {}
-    for part in match.group(5).split(" · "):
+    for part in match.group(5).split("·"):
         words = part.split()
         try:
             match words:

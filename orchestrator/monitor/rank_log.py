@@ -48,7 +48,7 @@ def rank_log(path: Path, *, printed: bool = True) -> Iterator[None]:
         try:
             with contextlib.ExitStack() as stack:
                 if printed:
-                    stack.enter_context(contextlib.redirect_stdout(_Tee(sys.stdout, file)))  # type: ignore[type-var]
+                    stack.enter_context(contextlib.redirect_stdout(_Tee(sys.stdout, file)))
                 yield
         finally:
             logger.removeHandler(handler)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.records import Progress, Verdict
 from orchestrator.runners import verdicts
+from orchestrator.runners.books import close_books, journal_folder
 from orchestrator.runners.environment import environment
 from orchestrator.runners.ray_start import check_fits, cluster_address, inside_ray_job, start_ray
 from orchestrator.runners.recording import record_end, start_of
@@ -79,12 +80,29 @@ class Job:
         return not self.inline and self.address is None and not self.in_job
 
 
-@dataclass
-class _Stop:
-    """Who asked the run to stop, if anybody."""
+class _Watch:
+    """What the driver's threads share: who looks on, how far the run is, and whether it shall stop."""
 
-    why: str = ""
-    exit_code: int = 143
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.desk: Desk | None = None
+        self.heartbeat: Heartbeat | None = None
+        self.stop: tuple[str, int] | None = None
+
+    def last_progress(self) -> Progress | None:
+        if self.desk is None:
+            return None
+        if self.heartbeat is not None:
+            self.heartbeat.attempt = max(1, self.desk.attempt)
+        return self.desk.progress
+
+    def ask_to_stop(self, why: str, exit_code: int = 143) -> None:
+        """Let the workers save and end; the first reason counts."""
+        if self.stop is None:
+            self.stop = (why, exit_code)
+            self.observer.message(f"{why}: the workers save their state and end")
+            if self.desk is not None:
+                self.desk.request_stop()
 
 
 def run_job(
@@ -102,19 +120,22 @@ def run_job(
     another driver holds, a cluster that is too small or does not answer.
     """
     began = time.monotonic()
-    observer = observer or Silent()
+    watch = _Watch(observer or Silent())
     job = _resolve(loaded, inline=inline, address=address)
     secrets = {name: value.get_secret_value() for name, value in loaded.spec.secrets.items()}
     with environment(secrets), contextlib.ExitStack() as stack:
         prepared, choice = _prepare(job, stack, fresh=fresh, resume=resume)
         run = choice.run
-        observer.message(choice.why)
+        watch.observer.message(choice.why)
         stack.callback(release_claim, run, choice.claim)
+        watch.heartbeat = Heartbeat(run, choice.claim, watch.last_progress, watch.ask_to_stop)
+        stack.enter_context(watch.heartbeat)
         tracker = _open_tracker(job, run)
-        verdict, desk = _execute(job, choice, prepared, tracker, observer)
-        result = _conclude(
-            job, run, prepared, tracker, verdict, desk, time.monotonic() - began, observer
-        )
+        with stop_signals(watch.ask_to_stop):
+            verdict = _execute(job, run, prepared, tracker, watch)
+        result = _conclude(job, run, prepared, tracker, verdict, time.monotonic() - began, watch)
+    for line in close_books(job.storage, now_s=time.time()):
+        watch.observer.message(line)
     return replace(result, resumed=choice.resumed)
 
 
@@ -187,13 +208,6 @@ def _ray(job: Job) -> Iterator[None]:
             ray.shutdown()
 
 
-def journal_folder(run: RunFolder) -> Path:
-    """The tracking journal: in the run's folder, or on this machine's disk where that is remote."""
-    if run.tracking.is_local:
-        return run.tracking.local_path()
-    return Path.home() / ".cache" / "orchestrator" / run.label / "tracking"
-
-
 def _open_tracker(job: Job, run: RunFolder) -> Tracker:
     from orchestrator.spec import render
     from orchestrator.tracking.mlflow_sink import MlflowSink
@@ -212,53 +226,36 @@ def _open_tracker(job: Job, run: RunFolder) -> Tracker:
     return tracker
 
 
-def _execute(
-    job: Job, choice: Choice, prepared: Prepared, tracker: Tracker, observer: Observer
-) -> tuple[Verdict, Desk]:
-    """Train, watched over by a heartbeat and the stop signals; whatever happens becomes a verdict."""
+def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, watch: _Watch) -> Verdict:
+    """Train; whatever happens becomes a verdict."""
     from orchestrator.data.prepare import prepared_folder
     from orchestrator.runners.desk import Desk
     from orchestrator.runners.inline import run_inline
     from orchestrator.worker import WorkerTask
 
-    run, stop, began = choice.run, _Stop(), time.monotonic()
-    desk = Desk(tracker.log_points, observer.progress)
-
-    def ask(why: str, exit_code: int = 143) -> None:
-        if not stop.why:
-            stop.why, stop.exit_code = why, exit_code
-            observer.message(f"{why}: the workers save and end (again to insist, a third time to kill)")
-            desk.request_stop()
-
+    began = time.monotonic()
+    watch.desk = desk = Desk(tracker.log_points, watch.observer.progress)
+    if watch.stop is not None:
+        desk.request_stop()
     prepared_uri = prepared_folder(job.storage, prepared.manifest.key).uri
     task = WorkerTask(job.loaded.spec, run, prepared_uri, _search_paths(job))
-    with stop_signals(ask), Heartbeat(run, choice.claim, lambda: desk.progress, ask) as heartbeat:
-        try:
-            if job.inline:
-                status = run_inline(task, desk)
-            else:
-                from orchestrator.runners.ray_train import run_ray_train
-
-                status = run_ray_train(task, desk, embedded=job.embedded)
-        except KeyboardInterrupt:
-            verdict = verdicts.stopped("killed", 130, _saved_step(task))
-        except Exception as error:  # noqa: BLE001 - whatever ends a run becomes its verdict
-            _log.debug("the run failed", exc_info=True)
-            if stop.why:
-                verdict = verdicts.stopped(stop.why, stop.exit_code, _saved_step(task))
-            else:
-                verdict = verdicts.failed(error, desk.failures, getattr(error, "failure", None))
+    try:
+        if job.inline:
+            status = run_inline(task, desk)
         else:
-            if status == "completed":
-                metrics = (run.read_result() or {}).get("metrics", {})
-                verdict = verdicts.succeeded(metrics, time.monotonic() - began)
-            else:
-                verdict = verdicts.stopped(stop.why or "stopped", stop.exit_code, _saved_step(task))
-    if heartbeat.lost:
-        raise OrchestratorError(
-            f"another driver has taken over {run.label}", "this one ends; nothing of the run was touched"
-        )
-    return verdict, desk
+            from orchestrator.runners.ray_train import run_ray_train
+
+            status = run_ray_train(task, desk, embedded=job.embedded)
+    except KeyboardInterrupt:
+        return verdicts.stopped("killed", 130, _saved_step(task))
+    except Exception as error:  # noqa: BLE001 - whatever ends a run becomes its verdict
+        _log.debug("the run failed", exc_info=True)
+        if watch.stop is not None:
+            return verdicts.stopped(*watch.stop, _saved_step(task))
+        return verdicts.failed(error, desk.failures, getattr(error, "failure", None))
+    if status == "completed":
+        return verdicts.succeeded((run.read_result() or {}).get("metrics", {}), time.monotonic() - began)
+    return verdicts.stopped(*(watch.stop or ("stopped", 143)), _saved_step(task))
 
 
 def _saved_step(task: WorkerTask) -> int:
@@ -283,14 +280,19 @@ def _conclude(
     prepared: Prepared,
     tracker: Tracker,
     verdict: Verdict,
-    desk: Desk,
     seconds: float,
-    observer: Observer,
+    watch: _Watch,
 ) -> Result:
-    """Write the verdict, record the end in MLflow, and give back what the caller wants to know."""
+    """Write the verdict, record the end in MLflow, and give back what the caller wants to know.
+
+    Raises OrchestratorError where another driver has taken the run over: then nothing of it is touched.
+    """
+    if watch.heartbeat is not None and watch.heartbeat.lost:
+        raise OrchestratorError(f"another driver has taken over {run.label}", "this one ends")
+    observer, attempts = watch.observer, watch.desk.attempt if watch.desk else 0
     run.write_verdict(verdict)
     observer.message("recording the run in MLflow")
-    record_end(tracker, job.loaded, run, verdict, prepared.manifest, desk.progress, seconds)
+    record_end(tracker, job.loaded, run, verdict, prepared.manifest, seconds)
     shipped = tracker.close(_TRACKING_PATIENCE_S)
     if not shipped:
         observer.message(
@@ -299,7 +301,7 @@ def _conclude(
         )
     for refusal in tracker.refused:
         observer.message(f"MLflow refused: {refusal}")
-    run.update_record(mlflow_run_id=tracker.run_id, attempts=desk.attempt)
+    run.update_record(mlflow_run_id=tracker.run_id, attempts=attempts)
     result = run.read_result() or {}
     checkpoint = result.get("checkpoint")
     link = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_CHATTY = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
 _ANSWER_TIMEOUT_S = 5.0
 _TAIL_LINES = 200
 _Answer = TypeVar("_Answer")
@@ -59,9 +65,11 @@ def connect(address: str | None) -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError, RpcError
     from ray.job_submission import JobSubmissionClient
 
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every package and connection
     with _without_variables(_ADDRESS_VARIABLES):  # Ray lets them overrule even an explicit address
         try:
-            return JobSubmissionClient(target)
+            client = JobSubmissionClient(target)
         except AuthenticationError as error:
             raise _refused_token(target) from error
         except (*_failures(), RpcError, ValueError) as error:
@@ -69,6 +77,8 @@ def connect(address: str | None) -> JobSubmissionClient:
                 f"no Jobs API answers at {target}: {last_line(error)}",
                 "give the address of the head's dashboard, as http://HEAD:8265",
             ) from error
+    client._ssl_context = True  # verify, as Ray's None means too, of which aiohttp warns
+    return client
 
 
 def ask(call: Callable[..., _Answer], *arguments: Any) -> _Answer:
@@ -112,7 +122,9 @@ def log_tail(client: JobSubmissionClient, job: Any) -> str:
     query = f"node_id={job.driver_node_id}&filename=job-driver-{job.submission_id}.log&lines={_TAIL_LINES}"
     with contextlib.suppress(*_failures()):
         answer = client._do_request("GET", f"/api/v0/logs/file?{query}", timeout=_ANSWER_TIMEOUT_S)
-        return str(answer.text) if answer.ok else str(client.get_job_logs(job.submission_id))
+        if answer.ok:  # sent without its encoding
+            return str(answer.content.decode(errors="replace"))
+        return str(client.get_job_logs(job.submission_id))
     return ""
 
 

@@ -90,24 +90,20 @@ def submit_package(package: JobPackage, *, address: str | None, submission_id: s
             f"submission id '{submission_id}' is refused", "use letters, digits, '.', '_' and '-'"
         )
     client = connect(address)
-    env_vars = {**package.runtime_env.get("env_vars", {}), "ORCHESTRATOR_SUBMISSION_ID": submission_id}
+    runtime_env = dict(package.runtime_env)
+    runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), "ORCHESTRATOR_SUBMISSION_ID": submission_id}
     with contextlib.ExitStack() as stack:
-        modules: dict[str, list[str]] = {"py_modules": list(package.py_modules), "excludes": ["__pycache__"]}
+        modules = list(package.py_modules)
         if package.secrets:
-            modules["py_modules"].append(str(stack.enter_context(secrets_module(package.secrets))))
+            modules.append(str(stack.enter_context(secrets_module(package.secrets))))
         try:
-            # Uploaded apart from the working directory: Ray applies its `excludes` to modules too, and
-            # `excludes: [data]` would take a package's own `data` folder away.
-            client._upload_py_modules_if_needed(modules)
+            if modules:  # Ray cannot set up an empty list
+                runtime_env["py_modules"] = _uploaded(client, modules)
             return str(
                 client.submit_job(
                     entrypoint=package.entrypoint,
                     submission_id=submission_id,
-                    runtime_env={
-                        **package.runtime_env,
-                        "env_vars": env_vars,
-                        "py_modules": modules["py_modules"],
-                    },
+                    runtime_env=runtime_env,
                     metadata=dict(package.metadata),
                 )
             )
@@ -210,6 +206,14 @@ def exit_code_of(job: Any, verdict: Verdict | None) -> int:
     if code is not None:
         return 128 - code if code < 0 else code  # ended by a signal, told as a shell would
     return {"SUCCEEDED": 0, "STOPPED": 143}.get(job_state(job), 1)
+
+
+def _uploaded(client: JobSubmissionClient, modules: Sequence[str]) -> list[str]:
+    """The modules' addresses on the cluster. Uploaded apart from the working directory, since Ray applies its
+    `excludes` to modules too: `excludes: [data]` would take a package's own `data` folder away."""
+    modules_only = {"py_modules": list(modules), "excludes": ["__pycache__"]}
+    client._upload_py_modules_if_needed(modules_only)
+    return modules_only["py_modules"]
 
 
 def _describe(client: JobSubmissionClient, job: Any) -> dict[str, Any]:

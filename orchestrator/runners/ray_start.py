@@ -58,7 +58,11 @@ def start_ray(spec: JobSpec, address: str | None) -> bool:
     if ray.is_initialized():
         return address is None and not inside_ray_job()
     env_vars = dict(spec.runtime_env.env_vars)
-    common: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR, "configure_logging": True}
+    common: dict[str, Any] = {
+        "log_to_driver": True,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
     if address is None and not inside_ray_job():
         _local_sockets()
         per_worker = spec.resources.per_worker()

@@ -134,7 +134,11 @@ def run_ray_train(task: WorkerTask, desk: Desk, *, embedded: bool) -> str:
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     outcome: dict[str, Any] = {}
     thread = threading.Thread(
-        target=_fit, args=(task, mailbox, outcome), kwargs={"embedded": embedded}, name="ray-train", daemon=True
+        target=_fit,
+        args=(task, mailbox, outcome),
+        kwargs={"embedded": embedded},
+        name="ray-train",
+        daemon=True,
     )
     thread.start()
     stop_asked_s: float | None = None
@@ -177,7 +181,9 @@ def _fit(task: WorkerTask, mailbox: Any, outcome: dict[str, Any], *, embedded: b
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
         # One machine is not taken away in parts, and nobody scrapes it.
-        **({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"} if embedded else {}),
+        **(
+            {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"} if embedded else {}
+        ),
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -5,13 +5,15 @@ Imports: tracking (no mlflow itself), export. No ray.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from orchestrator.export.manifest import pyfunc_fields
+from orchestrator.export.pictures import confusion_matrix_picture
+from orchestrator.export.report import run_description
 from orchestrator.records import Verdict
-from orchestrator.runs.folder import RunFolder
+from orchestrator.runs.folder import SPEC_FILE, RunFolder
+from orchestrator.storage import Folder
 from orchestrator.tracking.conventions import source_tags
 from orchestrator.tracking.ops import LogModel, StartRun
 from orchestrator.tracking.tracker import Tracker
@@ -47,69 +49,84 @@ def start_of(loaded: LoadedSpec, run: RunFolder, *, identity: str, in_job: bool)
 
 
 def record_end(
-    tracker: Tracker,
-    loaded: LoadedSpec,
-    run: RunFolder,
-    verdict: Verdict,
-    manifest: Manifest | None,
-    facts: Mapping[str, Any],
+    tracker: Tracker, loaded: LoadedSpec, run: RunFolder, verdict: Verdict, manifest: Manifest, seconds: float
 ) -> None:
-    """Record how the run ended: pictures, model and description where it succeeded, logs in any case."""
-    from orchestrator.export.report import run_description
-
+    """Record how the run ended: pictures and the model where it succeeded, logs and a description always."""
     tags = {"orchestrator.verdict": str(verdict)}
     if verdict.cause:
         tags["orchestrator.cause"] = verdict.cause
     tracker.set_tags(tags)
-    if verdict.status == "SUCCEEDED" and manifest is not None:
-        result = run.read_result() or {}
-        for picture in _pictures(run, manifest, result):
-            tracker.log_artifact(picture, "evaluation")
-        tracker.log_model(_logged_model(loaded, run))
+    tracker.set_description(_description(loaded, run, verdict, manifest, seconds))
     if run.folder.is_local:
-        tracker.log_artifact(run.folder.local_path() / "spec.yaml")
+        tracker.log_artifact(run.folder.local_path() / SPEC_FILE)
         if run.logs.exists():
             tracker.log_artifact(run.logs.local_path(), "logs")
-    tracker.set_description(run_description(**facts))
+    if verdict.status == "SUCCEEDED":
+        for picture in _pictures(run, manifest):
+            tracker.log_artifact(picture, "evaluation")
+        folder = _local(run.model, run)
+        tracker.log_model(
+            LogModel(
+                model_dir=str(folder),
+                name=MODEL_NAME,
+                registered_model_name=loaded.spec.mlflow.registered_model_name,
+                metadata={"orchestrator.run": run.label},
+                **pyfunc_fields(folder),
+            )
+        )
     tracker.end_run(verdict.status)
 
 
-def _pictures(run: RunFolder, manifest: Manifest, result: Mapping[str, Any]) -> list[Path]:
-    matrix = result.get("confusion_matrix")
+def _description(
+    loaded: LoadedSpec, run: RunFolder, verdict: Verdict, manifest: Manifest, seconds: float
+) -> str:
+    spec, result, beat = loaded.spec, run.read_result() or {}, run.read_beat()
+    trained = result.get("train", {})
+    progress = beat.progress if beat else None
+    name = spec.mlflow.registered_model_name
+    return run_description(
+        verdict,
+        run=run.label,
+        metrics=verdict.metrics,
+        rows=manifest.rows,
+        classes=manifest.classes,
+        model=spec.model.name,
+        num_parameters=result.get("num_parameters"),
+        num_workers=result.get("world_size", spec.resources.num_workers),
+        global_batch_size=spec.train.global_batch_size,
+        epochs=result.get("epoch", progress.epoch if progress else 0),
+        steps=result.get("step", progress.step if progress else 0),
+        duration_s=seconds,
+        samples_per_s=trained["samples"] / trained["seconds"] if trained.get("seconds") else None,
+        description=spec.description,
+        model_uri=f"models:/{name}/latest" if name and verdict.status == "SUCCEEDED" else None,
+        command=f"orchestrator run {loaded.path}" if loaded.path else None,
+    )
+
+
+def _pictures(run: RunFolder, manifest: Manifest) -> list[Path]:
+    matrix = (run.read_result() or {}).get("confusion_matrix")
     if matrix is None:
         return []
-    from orchestrator.export.pictures import confusion_matrix_picture
-
-    folder = _local(run, "pictures")
+    folder = _local(run.pictures, run)
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "confusion_matrix.png"
     confusion_matrix_picture(matrix, [str(label) for label in manifest.classes or ()], picture)
     return [picture]
 
 
-def _logged_model(loaded: LoadedSpec, run: RunFolder) -> LogModel:
-    from orchestrator.export.bundle import load_bundle
-    from orchestrator.export.pyfunc import code_paths, pip_requirements, signature
-
-    folder = _local(run, "model")
-    if not run.model.is_local:
-        run.model.download(folder)
-    bundle = load_bundle(folder)
-    return LogModel(
-        model_dir=str(folder),
-        name=MODEL_NAME,
-        registered_model_name=loaded.spec.mlflow.registered_model_name,
-        loader_module="orchestrator.export.pyfunc",
-        code_paths=tuple(code_paths(folder)),
-        pip_requirements=tuple(pip_requirements()),
-        signature=signature(bundle),
-        input_example=bundle.input_example,
-        metadata={"orchestrator.run": run.label},
-    )
+def _local(folder: Folder, run: RunFolder) -> Path:
+    """A folder of the run on this machine's disk: where storage is remote, a copy, kept until it was shipped."""
+    if folder.is_local:
+        return folder.local_path()
+    copy = local_state(run) / Path(folder.path).name
+    if folder.exists():
+        folder.download(copy)
+    return copy
 
 
-def _local(run: RunFolder, name: str) -> Path:
-    """The run's folder of that name, or for remote storage one beside it on this machine."""
+def local_state(run: RunFolder) -> Path:
+    """Where this machine keeps what belongs to the run: its folder, or a place in the cache for remote runs."""
     if run.folder.is_local:
-        return (run.folder / name).local_path()
-    return Path(tempfile.gettempdir()) / "orchestrator" / run.label / name
+        return run.folder.local_path()
+    return Path.home() / ".cache" / "orchestrator" / "runs" / run.label

@@ -27,8 +27,8 @@ def stopped(why: str, exit_code: int, step: int) -> Verdict:
 def failed(error: BaseException, failures: Sequence[Failure], seen_by_ray: Failure | None = None) -> Verdict:
     """The verdict names the rank that failed first, not the last to notice.
 
-    A rank whose process died could not report; Ray saw it (`seen_by_ray`). What other ranks report then is that
-    their peer is gone. Among reports of the last attempt, a broken collective counts only if nothing else does.
+    A rank whose process died could not report; Ray saw it (`seen_by_ray`). What other ranks report then is
+    that their peer is gone. Of the last attempt's reports, a broken collective counts only if all are such.
     """
     culprit = seen_by_ray
     if failures:

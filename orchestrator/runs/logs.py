@@ -22,8 +22,14 @@ def log_attempts(run: RunFolder) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def log_name(rank: int | None) -> str:
-    return "driver.log" if rank is None else f"rank-{rank}.log"
+def log_name(folder: Folder, rank: int | None) -> str | None:
+    """The file in an attempt's logs that tells of a rank; None where it is not there (yet).
+
+    Rank None is the driver; where it keeps no log of its own, rank 0 speaks for it.
+    """
+    wanted = ["driver.log", "rank-0.log"] if rank is None else [f"rank-{rank}.log"]
+    there = folder.names()
+    return next((name for name in wanted if name in there), None)
 
 
 def read_log(run: RunFolder, rank: int | None, attempt: int | None) -> str:
@@ -34,10 +40,11 @@ def read_log(run: RunFolder, rank: int | None, attempt: int | None) -> str:
     attempts = log_attempts(run)
     number = attempt if attempt is not None else attempts[-1] if attempts else 1
     folder = run.attempt_logs(number)
-    try:
-        return folder.read_bytes(log_name(rank)).decode(errors="replace")
-    except FileNotFoundError:
-        raise UsageError(f"{run.label} has no {log_name(rank)} of attempt {number}", _known(run)) from None
+    name = log_name(folder, rank)
+    if name is None:
+        whose = "the driver" if rank is None else f"rank {rank}"
+        raise UsageError(f"{run.label} has no log of {whose} in attempt {number}", _known(run))
+    return folder.read_bytes(name).decode(errors="replace")
 
 
 def follow_log(
@@ -53,6 +60,7 @@ def follow_log(
     Without an attempt given it goes on with each next one. A log that is not there yet is waited for.
     """
     number = attempt
+    name: str | None = None
     offset = 0
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     while True:
@@ -61,12 +69,14 @@ def follow_log(
         if number is None and attempts:
             number = attempts[-1]
         newer = [other for other in attempts if attempt is None and number is not None and other > number]
-        data = _read_from(run.attempt_logs(number), log_name(rank), offset) if number is not None else b""
+        if number is not None and name is None:
+            name = log_name(run.attempt_logs(number), rank)
+        data = _read_from(run.attempt_logs(number), name, offset) if number is not None and name else b""
         offset += len(data)
         if text := decoder.decode(data):
             yield text
         if newer:
-            number, offset = newer[0], 0
+            number, name, offset = newer[0], None, 0
         elif ending:
             return
         else:
@@ -74,15 +84,12 @@ def follow_log(
 
 
 def _read_from(folder: Folder, name: str, offset: int) -> bytes:
-    try:
-        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
-            size = int(file.size())
-            if size <= offset:
-                return b""
-            file.seek(offset)
-            return bytes(file.read(size - offset))
-    except FileNotFoundError:
-        return b""
+    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+        size = int(file.size())
+        if size <= offset:
+            return b""
+        file.seek(offset)
+        return bytes(file.read(size - offset))
 
 
 def _known(run: RunFolder) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any, Literal
 
 from orchestrator.runs.claim import live_claim
@@ -25,9 +26,9 @@ def run_state(run: RunFolder, now_s: float) -> State:
 
 
 def describe_run(run: RunFolder) -> dict[str, Any]:
-    """What `list` and `status` show; keys that do not apply are None.
+    """What `list` and `status` show, JSON-able; keys that do not apply are None.
 
-    `progress` and `verdict` are the records of these names, `started` is in seconds since the epoch,
+    `progress` and `verdict` have the fields of these records, `started_s` is in seconds since the epoch,
     `duration_s` lasts from there to the last sign of life, `metrics` are the figures under `best/`, `test/`.
     """
     now_s = time.time()
@@ -40,11 +41,11 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
     return {
         "name": run.label,
         "state": state,
-        "progress": progress,
+        "progress": asdict(progress) if progress else None,
         "eta_s": progress.eta_s if progress and state == "RUNNING" else None,
         "metrics": {key: value for key, value in metrics.items() if key.startswith(("best/", "test/"))},
-        "verdict": verdict,
-        "started": started_s,
+        "verdict": verdict.to_dict() if verdict else None,
+        "started_s": started_s,
         "duration_s": max(0.0, until_s - started_s) if started_s else None,
         "attempts": record.attempts if record else 0,
         "mlflow_run_id": record.mlflow_run_id if record else None,

@@ -53,7 +53,11 @@ class CsvSource(Section):
 
 
 class PythonSource(Section):
-    """The user's own reader: a function that returns a pyarrow Table, a DataFrame or a dict of arrays."""
+    """The user's own reader: a function that returns a pyarrow Table, a DataFrame or a dict of arrays.
+
+    Prepared data is found again by the text of the function's module and by `args`; where the function reads
+    files that change, set `data.cache: false`.
+    """
 
     kind: Literal["python"]
     function: ObjectPath
@@ -67,21 +71,22 @@ Source = Annotated[
 
 
 class DropNulls(Section):
-    """Drop the rows that hold a null or NaN in one of the columns (all columns by default)."""
+    """Drop the rows that hold a null or NaN in one of the columns (features and target by default)."""
 
     kind: Literal["drop_nulls"]
     columns: list[str] | None = None
 
 
 class DropDuplicates(Section):
-    """Keep the first of rows that are equal in the columns (all columns by default)."""
+    """Keep the first of rows that are equal in the columns (features and target by default)."""
 
     kind: Literal["drop_duplicates"]
     columns: list[str] | None = None
 
 
 class DropOutliers(Section):
-    """Drop the rows farther than `z` standard deviations from the mean in one of the numeric columns."""
+    """Drop the rows farther than `z` standard deviations from the mean in one of the columns (the numeric
+    features by default)."""
 
     kind: Literal["drop_outliers"]
     columns: list[str] | None = None
@@ -89,11 +94,20 @@ class DropOutliers(Section):
 
 
 class FillNulls(Section):
-    """Replace nulls and NaN by a constant, or by the column's mean or median."""
+    """Replace nulls and NaN by a constant, or by the column's mean or median over the training rows.
+
+    Numeric features by default. The values are saved with the model, which fills raw rows the same way.
+    """
 
     kind: Literal["fill_nulls"]
     columns: list[str] | None = None
     value: float | int | str | Literal["mean", "median"] = "median"
+
+    @model_validator(mode="after")
+    def _text_needs_columns(self) -> FillNulls:
+        if isinstance(self.value, str) and self.value not in ("mean", "median") and not self.columns:
+            raise ValueError(f"name the columns that '{self.value}' fills, or write mean, median or a number")
+        return self
 
 
 CleanStep = Annotated[DropNulls | DropDuplicates | DropOutliers | FillNulls, Field(discriminator="kind")]
@@ -109,7 +123,7 @@ class Image(Section):
     """Height and width in pixels that every image is resized to."""
     mode: Literal["rgb", "grayscale"] = "rgb"
     max_corrupt_share: float = Field(default=0.0, ge=0, le=1)
-    """Images that cannot be decoded are skipped up to this share; beyond it the run fails."""
+    """Images that cannot be decoded are skipped up to this share of all; beyond it the run fails."""
 
 
 class Split(Section):

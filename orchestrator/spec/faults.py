@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from orchestrator.errors import Fault
 from orchestrator.spec.anatomy import Spot, homes, kinds_at, locate
 from orchestrator.spec.base import Section
 from orchestrator.spec.document import Document, FieldPath, dotted
+
+Detail = Mapping[str, Any]
+"""One error as pydantic tells it: type, loc, input, msg, ctx."""
 
 MAX_FAULTS = 100
 _TYPES = {
@@ -39,7 +41,7 @@ _BOUNDS = {
 
 def explain(error: ValidationError, document: Document) -> list[Fault]:
     """One fault per field, each with a reason and, where there is one, a mend. Secrets are never quoted."""
-    by_path: dict[FieldPath, list[tuple[Spot, ErrorDetails]]] = {}
+    by_path: dict[FieldPath, list[tuple[Spot, Detail]]] = {}
     details = error.errors(include_url=False)
     for detail in details[:MAX_FAULTS]:
         spot = locate(detail["loc"])
@@ -52,7 +54,7 @@ def explain(error: ValidationError, document: Document) -> list[Fault]:
     return faults
 
 
-def _fault(path: FieldPath, found: Sequence[tuple[Spot, ErrorDetails]], document: Document) -> Fault:
+def _fault(path: FieldPath, found: Sequence[tuple[Spot, Detail]], document: Document) -> Fault:
     details = [detail for _, detail in found]
     # Where branches of a union fail, one that is not about the type says more.
     typed = [detail for detail in details if detail["type"] in _TYPES]
@@ -67,7 +69,7 @@ def _fault(path: FieldPath, found: Sequence[tuple[Spot, ErrorDetails]], document
     return document.fault(path, reason, mend)
 
 
-def _words(detail: ErrorDetails, path: FieldPath, section: type[Section] | None) -> tuple[str, str]:
+def _words(detail: Detail, path: FieldPath, section: type[Section] | None) -> tuple[str, str]:
     """The reason, and what to write instead."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
@@ -77,7 +79,7 @@ def _words(detail: ErrorDetails, path: FieldPath, section: type[Section] | None)
     if kind == "union_tag_not_found":
         return "is missing", f"Write one of: {', '.join(kinds_at(path[:-1]))}"
     if kind == "union_tag_invalid":
-        return _not_one_of(context["tag"], kinds_at(path[:-1]), path)
+        return _not_one_of(value["kind"], kinds_at(path[:-1]), path)
     if kind == "literal_error":
         return _not_one_of(value, re.findall(r"'([^']*)'", context["expected"]), path)
     if kind in _TYPES:
@@ -128,7 +130,7 @@ def _unknown_key(path: FieldPath, section: type[Section] | None) -> tuple[str, s
     spelled = key.lower().replace("-", "_")
     here = list(section.model_fields) if section else []
     home = dotted(tuple(part for part in path[:-1] if isinstance(part, str)))
-    if close := difflib.get_close_matches(spelled, here, 2, 0.7):
+    if close := [spelled] if spelled in here else difflib.get_close_matches(spelled, here, 2, 0.7):
         return "is not a known key", f"Did you mean {' or '.join(repr(name) for name in close)}?"
     known = homes()
     for name in [spelled, *difflib.get_close_matches(spelled, known, 1, 0.8)]:

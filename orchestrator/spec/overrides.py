@@ -46,12 +46,24 @@ def apply_nested(document: Document, overrides: Mapping[str, Any]) -> tuple[Docu
     """Lay a nested dict over the document: sections merge key by key, all else replaces.
 
     A dict that names another `kind` than the one it meets replaces it too: their keys differ.
+    A dotted key (`train.max_epochs`) stands for the dicts that it runs through.
     """
-    plain, found = from_python(overrides)
+    plain, found = from_python(_undotted(overrides))
     places = dict(document.places)
     values = _merge(document.values, plain, (), places)
     faults = [Fault(fault.field, fault.reason, fault.mend, PYTHON) for fault in found]
     return Document(values, places), faults
+
+
+def _undotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in overrides.items():
+        *sections, name = key.split(".") if isinstance(key, str) else [key]
+        for section in reversed(sections):
+            name, value = section, {name: value}
+        both = isinstance(value, Mapping) and isinstance(nested.get(name), Mapping)
+        nested[name] = _merge(nested[name], dict(value), (), {}) if both else value
+    return nested
 
 
 def _set(values: dict[str, Any], parts: Sequence[str], value: Any) -> FieldPath:

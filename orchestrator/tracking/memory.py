@@ -7,7 +7,7 @@ Imports: the standard library, ops, conventions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.records import Point, Status
@@ -86,7 +86,7 @@ class MemorySink:
         if op.description:
             run.tags[DESCRIPTION_TAG] = op.description
         _set_params(run, op.params)
-        return RunState(run_id, op.experiment, last_steps)
+        return replace(state, run_id=run_id, experiment_id=op.experiment, last_steps=last_steps)
 
     def _log_model(self, op: LogModel, run: MemoryRun, run_id: str) -> None:
         try:

@@ -16,6 +16,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +93,8 @@ class MlflowSink:
             case LogArtifact():
                 _upload(client, state.run_id, op)
             case LogModel():
-                _log_model(client, op, state.run_id, str(state.experiment_id))
+                uri = _log_model(client, op, state.run_id, str(state.experiment_id))
+                return replace(state, model_uri=uri)
             case EndRun():
                 client.set_terminated(state.run_id, _STATUS[op.status], op.time_ms)
         return state
@@ -102,22 +104,21 @@ def connect(tracking_uri: str) -> Any:
     """An `MlflowClient` on the store; a new sqlite file gets its tables under a lock.
 
     Several processes that touch a fresh file at once break it, so that whoever opens one comes through here.
+    Raises SinkUnavailable.
     """
-    # Before the import: mlflow reads these once.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    from mlflow import MlflowClient
+    with _calling(tracking_uri, uploading=False):
+        from mlflow import MlflowClient
 
-    registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
-    file = sqlite_file(tracking_uri)
-    if file is None:
-        return client
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (file.parent / f".{file.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        client.search_experiments(max_results=1)
-        client.search_registered_models(max_results=1)
+        registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+        file = sqlite_file(tracking_uri)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with (file.parent / f".{file.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                client.search_experiments(max_results=1)
+                client.search_registered_models(max_results=1)
     return client
 
 
@@ -154,6 +155,7 @@ def _calling(tracking_uri: str, *, uploading: bool) -> Iterator[None]:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_UPLOAD_TIMEOUT_S if uploading else _TIMEOUT_S),
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_UV_AUTO_DETECT": "false",
+        "MLFLOW_LOGGING_LEVEL": os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING"),
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -215,7 +217,7 @@ def _start_run(client: Any, op: StartRun, state: RunState, tracking_uri: str) ->
     last_steps = dict(state.last_steps)
     if op.run_id == run.info.run_id:
         last_steps.update((metric.key, metric.step) for metric in run.data._metric_objs)
-    return RunState(run.info.run_id, experiment_id, last_steps)
+    return replace(state, run_id=run.info.run_id, experiment_id=experiment_id, last_steps=last_steps)
 
 
 def _active_run(client: Any, run_id: str | None) -> Any:
@@ -293,8 +295,10 @@ def _upload(client: Any, run_id: str, op: LogArtifact) -> None:
         raise SinkRefused(f"artifact {path} does not exist")
 
 
-def _log_model(client: Any, op: LogModel, run_id: str, experiment_id: str) -> None:
-    """Log the model and register it; every step looks first whether an earlier try got that far."""
+def _log_model(client: Any, op: LogModel, run_id: str, experiment_id: str) -> str:
+    """Log the model and register it; every step looks first whether an earlier try got that far.
+
+    Returns the URI by which it is loaded."""
     from mlflow.entities import LoggedModelOutput, Metric
     from mlflow.entities.logged_model_status import LoggedModelStatus
 
@@ -323,8 +327,10 @@ def _log_model(client: Any, op: LogModel, run_id: str, experiment_id: str) -> No
         if metric.key.startswith(_MODEL_METRICS)
     ]
     client.log_batch(run_id, metrics=figures)
-    if op.registered_model_name:
-        _register(client, op.registered_model_name, run_id, model)
+    if not op.registered_model_name:
+        return f"models:/{model.model_id}"
+    version = _register(client, op.registered_model_name, run_id, model)
+    return f"models:/{op.registered_model_name}/{version}"
 
 
 def _save_pyfunc(op: LogModel, folder: Path, run_id: str, model: Any) -> None:
@@ -368,7 +374,8 @@ def _input_example(op: LogModel) -> Any:
     return table
 
 
-def _register(client: Any, name: str, run_id: str, model: Any) -> None:
+def _register(client: Any, name: str, run_id: str, model: Any) -> str:
+    """Register the model under the name, once; returns the version's number."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -386,3 +393,4 @@ def _register(client: Any, name: str, run_id: str, model: Any) -> None:
     if name not in client.get_logged_model(model.model_id).tags.get("mlflow.modelVersions", ""):
         note = json.dumps([{"name": name, "version": str(version.version)}])
         client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": note})
+    return str(version.version)

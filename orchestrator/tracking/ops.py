@@ -88,11 +88,16 @@ _KINDS: dict[str, type[Op]] = {
 
 @dataclass(frozen=True)
 class RunState:
-    """What the shipper keeps of the run between operations. `last_steps` holds, for a run that was started
-    elsewhere, the last step that the server has of each metric: older points are not sent again."""
+    """What the shipper keeps of the run between operations.
+
+    `model_uri` is what MLflow's `load_model` takes for the newest logged model: a registered version, else
+    the logged model itself. `last_steps` holds, for a run that was started elsewhere, the last step that the
+    server has of each metric: older points are not sent again.
+    """
 
     run_id: str | None = None
     experiment_id: str | None = None
+    model_uri: str | None = None
     last_steps: Mapping[str, int] = field(default_factory=dict)
 
 

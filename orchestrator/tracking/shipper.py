@@ -87,7 +87,7 @@ class Shipper:
             while True:
                 try:
                     self._ship()
-                    failures, self.last_error = 0, None
+                    failures = 0
                 except SinkUnavailable as error:
                     failures += 1
                     if self.last_error is None:
@@ -160,7 +160,7 @@ class Shipper:
     def _advance(self, state: RunState, offset: int, *, durable: bool) -> None:
         save_state(self._journal.folder, state, offset, durable=durable)
         with self._changed:
-            self.state, self._offset = state, offset
+            self.state, self._offset, self.last_error = state, offset, None
             self._changed.notify_all()
 
     def _fill(self) -> None:

@@ -91,6 +91,11 @@ class Tracker:
         return self._shipper.state.experiment_id
 
     @property
+    def model_uri(self) -> str | None:
+        """What MLflow's `load_model` takes for the model logged last; None until it was shipped."""
+        return self._shipper.state.model_uri
+
+    @property
     def problem(self) -> str:
         """Why shipping is behind at this moment; empty where it is not."""
         error = self._shipper.last_error
@@ -136,7 +141,8 @@ class Tracker:
                 value = float(point.value)
                 if not math.isfinite(value):
                     if key not in self._non_finite:
-                        tags[f"{NON_FINITE_TAG}.{key}"[:MAX_KEY]] = f"{value} at step {point.step}"
+                        name = f"{NON_FINITE_TAG}.{key}"[:MAX_KEY]
+                        tags.setdefault(name, f"{value} at step {point.step}")
                     value = math.nan
                 kept.append(Point(key, value, point.step, point.timestamp_ms))
             if kept:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs_helpers import beat, identity_of, kill, make_spec, rewrite_claim, start
 
 from orchestrator.errors import UsageError
 from orchestrator.records import Verdict
@@ -15,6 +14,7 @@ from orchestrator.runs.choose import Choice
 from orchestrator.runs.claim import holds, live_claim, release_claim, take_claim
 from orchestrator.runs.heartbeat import is_alive
 from orchestrator.storage import Folder
+from tests.unit.runs_helpers import beat, identity_of, kill, make_spec, rewrite_claim, start
 
 DONE = Verdict("SUCCEEDED", 0, "done")
 STOPPED = Verdict("STOPPED", 143, "stopped")

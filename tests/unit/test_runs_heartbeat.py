@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from runs_helpers import HALFWAY, kill, start
 
 from orchestrator.records import Progress, Verdict
 from orchestrator.runs.claim import live_claim, release_claim, take_claim
@@ -15,6 +14,7 @@ from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.reconcile import reconcile
 from orchestrator.runs.views import describe_run, run_state
 from orchestrator.storage import Folder
+from tests.unit.runs_helpers import HALFWAY, kill, start
 
 
 class Reasons:
@@ -108,7 +108,7 @@ def test_reconcile_gives_dead_runs_a_verdict_and_leaves_the_others(tmp_path: Pat
     assert "step 120" in verdict.mend
     assert live.run.read_verdict() is None
     assert reconcile(storage, lambda run, verdict: told.append(("again", ""))) == []
-    assert start(storage).run == dead.run or live_claim(live.run, time.time())
+    assert live_claim(live.run, time.time()) == live.claim
 
 
 def test_reconcile_lets_a_dead_run_be_resumed_at_once(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import yaml
-from runs_helpers import identity_of, make_spec
 
 from orchestrator.runs.identity import Identity, code_hash, differences, identify
+from tests.unit.runs_helpers import identity_of, make_spec
 
 CODE = {
     "nets.py": "import torch\nfrom parts import layers\nfrom . import gone\nclass Net: pass\n",

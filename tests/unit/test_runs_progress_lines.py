@@ -82,8 +82,10 @@ def test_lines_read_well() -> None:
     expected = "epoch 3/20 · step 120/400 · 3,120 samples/s · train 0.1235 · val 0.11 · eta 12s"
     assert format_progress(progress) == expected
     verdict = Verdict("FAILED", 1, "no\n  memory.", "out of memory", 2, "buy some", {"test/loss": 0.5})
-    expected = "verdict: FAILED digits-1 (exit 1, out of memory, rank 2): no memory. To mend: buy some [test/loss=0.5]"
-    assert format_verdict(verdict, "digits-1") == expected
+    expected = (
+        "verdict: FAILED a-1 (exit 1, out of memory, rank 2): no memory. To mend: buy some [test/loss=0.5]"
+    )
+    assert format_verdict(verdict, "a-1") == expected
     parsed = parse_verdict("verdict: SUCCEEDED a-1 (exit 0): odd [x=y]")
     assert parsed is not None
     assert parsed.reason == "odd [x=y]"

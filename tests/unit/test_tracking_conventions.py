@@ -31,13 +31,17 @@ def is_good_key(key: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("key", ["train/loss", "system/node-1/cpu %".replace(" %", ""), "a.b_c-d:e f", "best/val/f1"])
+@pytest.mark.parametrize(
+    "key", ["train/loss", "system/node-1/cpu %".replace(" %", ""), "a.b_c-d:e f", "best/val/f1"]
+)
 def test_good_keys_stay_as_they_are(key: str) -> None:
     assert is_good_key(key)
     assert metric_key(key) == key
 
 
-@pytest.mark.parametrize("key", ["a=b", "p@5", "x[0]", "/lead", "a//b", "..", "a/../b", "", ".", "./a", "a/", "x" * 300])
+@pytest.mark.parametrize(
+    "key", ["a=b", "p@5", "x[0]", "/lead", "a//b", "..", "a/../b", "", ".", "./a", "a/", "x" * 300]
+)
 def test_bad_keys_become_good(key: str) -> None:
     assert not is_good_key(key)
     assert is_good_key(metric_key(key))
@@ -107,7 +111,9 @@ def test_folder_digest_follows_names_and_contents(tmp_path: Path) -> None:
     assert len({first, second, folder_digest(tmp_path)}) == 3
 
 
-def test_tracking_uri_default_lies_beside_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_uri_default_lies_beside_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     expected = f"sqlite:///{tmp_path.resolve()}/mlflow.db"
@@ -124,7 +130,9 @@ def test_tracking_uri_order_spec_environment_default(tmp_path: Path, monkeypatch
     assert resolve_tracking_uri("sqlite:////srv/mine.db", "runs") == "sqlite:////srv/mine.db"
 
 
-@pytest.mark.parametrize("uri", [None, "./mlruns", "file:///srv/mlruns", "postgresql://u:pw@db/mlflow", "sqlite:///"])
+@pytest.mark.parametrize(
+    "uri", [None, "./mlruns", "file:///srv/mlruns", "postgresql://u:pw@db/mlflow", "sqlite:///"]
+)
 def test_unusable_tracking_uris_say_what_to_write(uri: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UsageError) as caught:

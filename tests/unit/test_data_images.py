@@ -1,0 +1,57 @@
+"""Decoding: size, mode, and what damaged files do."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from orchestrator.data.images import decode_images
+
+
+def _encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+GRAY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+
+
+def test_lossless_images_come_back_as_they_were() -> None:
+    pixels, corrupt = decode_images(pa.chunked_array([[_encode(RGB)]]), (6, 8), "rgb")
+    assert not corrupt
+    assert np.array_equal(pixels, RGB[None])
+    pixels, _ = decode_images(
+        pa.chunked_array([[{"bytes": _encode(GRAY), "path": None}]]), (6, 8), "grayscale"
+    )
+    assert np.array_equal(pixels, GRAY[None, :, :, None])
+
+
+def test_all_modes_and_sizes_end_up_equal() -> None:
+    files = [_encode(RGB), _encode(GRAY), _encode(RGB, "JPEG"), _encode(np.dstack([RGB, GRAY]))]
+    pixels, corrupt = decode_images(pa.chunked_array([files]), (5, 9), "rgb")
+    assert not corrupt
+    assert (pixels.shape, pixels.dtype) == ((4, 5, 9, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(RGB).resize((9, 5), Image.Resampling.BILINEAR))
+    assert np.array_equal(pixels[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_damaged_images_are_named(kind: str) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = _encode(noise, kind)
+    rows = [
+        {"bytes": whole, "path": "good"},
+        {"bytes": whole[: len(whole) // 2], "path": "cut"},
+        {"bytes": b"not an image", "path": "text"},
+        {"bytes": b"", "path": "empty"},
+    ]
+    pixels, corrupt = decode_images(pa.chunked_array([rows]), (4, 4), "rgb")
+    assert [(image.row, image.path) for image in corrupt] == [(1, "cut"), (2, "text"), (3, "empty")]
+    assert all(image.reason for image in corrupt)
+    assert pixels[0].any()
+    assert not pixels[1:].any()
+    assert "row 1 (cut): " in str(corrupt[0])
