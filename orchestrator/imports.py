@@ -43,7 +43,7 @@ def load_object(path: str) -> Any:
             f"put {module_name.split('.')[0]}.py next to the spec or into the working directory; "
             f"searched first: {searched}",
         ) from error
-    except Exception as error:  # noqa: BLE001 - whatever the user's module raises is reported as theirs
+    except Exception as error:
         raise UserCodeError(f"module '{module_name}' raised {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         if not hasattr(target, part):

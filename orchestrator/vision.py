@@ -40,12 +40,12 @@ def prepare_torchvision() -> None:
         return
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for name in _ASKED_FOR_AT_IMPORT:
         if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             for backend in ("CPU", "CUDA"):
-                library.impl(name, _refusal(name), backend)  # type: ignore[no-untyped-call]
+                library.impl(name, _refusal(name), backend)
     _stand_ins.append(library)
 
 
@@ -90,7 +90,7 @@ def _compiled_operators_load() -> bool:
     if library is None or library.origin is None:
         return False
     try:
-        torch.ops.load_library(library.origin)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(library.origin)
     except OSError:
         return False
     return True

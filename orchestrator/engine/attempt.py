@@ -93,7 +93,7 @@ class Attempt:
     resumed_from: str | None = None
 
     def save(self) -> None:
-        """Commit a checkpoint of this moment. Collective: every rank gives its random state, rank 0 writes."""
+        """Commit a checkpoint of now. Collective: every rank gives its random state, rank 0 writes."""
         rng = collectives.gather_objects(rng_state(self.link.device))
         if self.link.rank == 0:
             owners = {

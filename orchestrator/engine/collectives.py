@@ -1,4 +1,4 @@
-"""The few collective calls the engine makes; without a process group each is a local no-op. Imports: torch."""
+"""The few collective calls the engine makes; without a process group they are local. Imports: torch."""
 
 from __future__ import annotations
 

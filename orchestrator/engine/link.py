@@ -36,14 +36,14 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the driver answers: points below `acknowledged` are safe on its disk; `stop` asks to save and end."""
+    """The driver's answer: points below `acknowledged` are safe on its disk; `stop` asks to save and end."""
 
     acknowledged: int
     stop: bool = False
 
 
 class Channel(Protocol):
-    """Carries a letter to the driver and its reply back. May block and may raise; only the courier calls it."""
+    """Carries a letter to the driver and its reply back. May block or raise; only the courier calls it."""
 
     def exchange(self, letter: Letter) -> Reply: ...
 

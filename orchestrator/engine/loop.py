@@ -1,4 +1,4 @@
-"""The training loop: epochs, steps, validation, checkpoints, and a stop that loses nothing. Imports: torch."""
+"""The training loop: epochs, steps, validation, checkpoints, a stop that loses nothing. Imports: torch."""
 
 from __future__ import annotations
 

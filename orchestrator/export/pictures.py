@@ -71,7 +71,7 @@ def confusion_matrix_picture(
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=lambda value, _: f"{value:.0%}")
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
 
 
 def loss_curves_picture(
@@ -81,6 +81,8 @@ def loss_curves_picture(
 
     `history` has `(step, loss)` pairs under `train` and `val`; either may be empty or missing.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(7.6, 4.4)
     train, val = _finite(history.get("train", ())), _finite(history.get("val", ()))
     if len(train):
@@ -107,8 +109,9 @@ def loss_curves_picture(
         axes.set_yscale("log")
     if len(losses):
         axes.legend(frameon=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _dress(axes, title, "optimizer step", "loss")
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
 
 
 def regression_picture(
@@ -142,7 +145,7 @@ def regression_picture(
         axes.legend(frameon=False, loc="upper left")
     axes.set_aspect("equal")
     _dress(axes, title, "actual", "predicted")
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -1,4 +1,4 @@
-"""What a process says, kept in a file of the run: log records, and what is printed. Imports: the standard library."""
+"""What a process says, kept in a file of the run: log records and prints. Imports: the standard library."""
 
 from __future__ import annotations
 
@@ -40,16 +40,23 @@ def rank_log(path: Path, *, printed: bool = True) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("orchestrator")
     with path.open("a", encoding="utf-8") as file:
-        handler = logging.StreamHandler(file)
-        handler.setFormatter(logging.Formatter(FORMAT))
-        before = logger.level
-        logger.addHandler(handler)
+        everything = logging.StreamHandler(file)
+        everything.setFormatter(logging.Formatter(FORMAT))
+        # The driver's terminal is for what matters; the file has it all.
+        serious = logging.StreamHandler()
+        serious.setLevel(logging.WARNING)
+        before = (logger.level, logger.propagate)
+        for handler in (everything, serious):
+            logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+        logger.propagate = False
         try:
             with contextlib.ExitStack() as stack:
                 if printed:
                     stack.enter_context(contextlib.redirect_stdout(_Tee(sys.stdout, file)))
                 yield
         finally:
-            logger.removeHandler(handler)
-            logger.setLevel(before)
+            for handler in (everything, serious):
+                logger.removeHandler(handler)
+            logger.setLevel(before[0])
+            logger.propagate = before[1]

@@ -1,7 +1,7 @@
 """`run_job`: a job spec from beginning to end, wherever its workers are.
 
 Ray starts in one thread while the data is prepared in another and MLflow is reached by the tracker's own: what
-can overlap, does. Imports: everything above the runners; ray only through the files that are made for it.
+can overlap, does. Imports: everything above the runners; ray only in the files that are made for it.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from orchestrator import __version__
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def package_job(loaded: LoadedSpec, *, spec_argument: str, overrides: Sequence[s
             "orchestrator.job": spec.name,
             "orchestrator.spec": path,
             "orchestrator.spec_hash": _hash(spec.model_dump_json(exclude={"secrets"})),
-            "orchestrator.version": _version(),
+            "orchestrator.version": __version__,
             "user": _user(),
         },
         py_modules=() if working_dir == _PACKAGE.parent else (str(_PACKAGE),),
@@ -168,13 +168,6 @@ def _refuse_shown_secrets(package: JobPackage) -> None:
                     f"{place} holds the value of the secret '{name}', and Ray shows that to everybody",
                     f"leave it out there: the job gets the variable '{name}' from its secrets",
                 )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("ray-orchestrator")
-    except metadata.PackageNotFoundError:
-        return "unreleased"
 
 
 def _user() -> str:

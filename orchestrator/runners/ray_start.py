@@ -81,17 +81,12 @@ def start_ray(spec: JobSpec, address: str | None) -> bool:
         if env_vars:
             runtime_env["env_vars"] = env_vars
         common["runtime_env"] = runtime_env
-    try:
-        ray.init(address=address or "auto", **common)
-    except ConnectionError as error:
-        raise NoCluster(
-            f"no Ray cluster answers at '{address}': {error}", "start one with: ray start --head"
-        ) from error
+    _connect(address, common)
     return False
 
 
 def _local_sockets() -> None:
-    """gloo resolves the host's name and hangs or fails where that does not work: on one machine, loopback does."""
+    """gloo resolves the host's name, and hangs or fails where it cannot; on one machine, loopback does."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if os.uname().sysname == "Linux" else "lo0")
 
 
@@ -118,3 +113,36 @@ def check_fits(spec: JobSpec, total: Mapping[str, float] | None = None) -> None:
                 "lower resources.num_workers or resources.resources_per_worker, or set resources.autoscaling: "
                 "true where the cluster can grow",
             )
+
+
+def connected_resources(address: str | None) -> tuple[str, dict[str, float], dict[str, float]]:
+    """A cluster's address, all its resources and the free ones, by a short connection.
+
+    Raises NoCluster where it does not answer.
+    """
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(address, {"log_to_driver": False, "logging_level": logging.ERROR})
+    try:
+        return (
+            ray.get_runtime_context().gcs_address,
+            {name: float(amount) for name, amount in ray.cluster_resources().items()},
+            {name: float(amount) for name, amount in ray.available_resources().items()},
+        )
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(address: str | None, settings: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(address=address or "auto", **settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise NoCluster(
+            f"no Ray cluster answers at '{address or 'auto'}': {' '.join(str(error).split())[:300]}",
+            "start one with `ray start --head`, or leave --address out to run on this machine",
+        ) from error

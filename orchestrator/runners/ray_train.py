@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.config import LoggingConfig
 
 from orchestrator.engine.link import Letter, Reply, WorkerLink
@@ -169,6 +170,17 @@ def run_ray_train(task: WorkerTask, desk: Desk, *, embedded: bool) -> str:
     return str(outcome["status"])
 
 
+class _EmbeddedTrainer(TorchTrainer):  # type: ignore[misc]
+    """A trainer in a Ray that ends with this process: nothing outlives it that would have to be cleaned up.
+
+    Ray's cleaner of placement groups also needs the dashboard, which an embedded Ray goes without.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
 def _fit(task: WorkerTask, mailbox: Any, outcome: dict[str, Any], *, embedded: bool) -> None:
     spec = task.spec
     resources, failures = spec.resources, spec.failure.max_failures
@@ -189,7 +201,7 @@ def _fit(task: WorkerTask, mailbox: Any, outcome: dict[str, Any], *, embedded: b
         os.environ.setdefault(name, value)
     ray_folder = task.run.folder / "ray"
     try:
-        trainer = TorchTrainer(
+        trainer = (_EmbeddedTrainer if embedded else TorchTrainer)(
             _worker_main,
             train_loop_config={"task": task, "mailbox": mailbox},
             torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
@@ -240,6 +252,10 @@ def _explain(error: Exception, start_timeout_s: float) -> OrchestratorError:
                     mend="look for the out-of-memory killer or a lost node; run again: it resumes",
                 ),
             )
+    if "No module named 'orchestrator'" in str(error):
+        return RunFailed(
+            "the cluster's nodes cannot import 'orchestrator'; install it there, or ship it: runtime_env.pip"
+        )
     inner = getattr(error, "controller_failure", None)
     if type(inner).__name__ in ("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"):
         return PlacementError(

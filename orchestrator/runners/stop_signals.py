@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def stop_signals(on_stop: Callable[[str, int], None]) -> Iterator[None]:
-    """Within the block the first signal calls `on_stop(reason, exit code)`; a third one raises KeyboardInterrupt.
+    """Within the block a signal calls `on_stop(reason, exit code)`; the third one raises KeyboardInterrupt.
 
     Does nothing outside the main thread, where Python allows no handlers.
     """

@@ -3,7 +3,6 @@
 Imports: pydantic, and `spec.units`.
 """
 
-from __future__ import annotations
 
 import re
 from typing import Annotated

@@ -3,9 +3,8 @@
 Field names are Ray's and MLflow's own wherever they have one.
 """
 
-from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -36,7 +35,7 @@ class ResourcesSection(Section):
         return value
 
     @model_validator(mode="after")
-    def _gpu_agrees(self) -> ResourcesSection:
+    def _gpu_agrees(self) -> Self:
         if self.resources_per_worker.get("GPU") and not self.use_gpu:
             raise ValueError("resources_per_worker asks for GPU; set use_gpu: true as well")
         return self

@@ -1,8 +1,7 @@
 """The `data` section: where rows come from, how they are cleaned, split and transformed."""
 
-from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -104,7 +103,7 @@ class FillNulls(Section):
     value: float | int | str | Literal["mean", "median"] = "median"
 
     @model_validator(mode="after")
-    def _text_needs_columns(self) -> FillNulls:
+    def _text_needs_columns(self) -> Self:
         if isinstance(self.value, str) and self.value not in ("mean", "median") and not self.columns:
             raise ValueError(f"name the columns that '{self.value}' fills, or write mean, median or a number")
         return self
@@ -135,7 +134,7 @@ class Split(Section):
     test: float = Field(default=0.15, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _sums_to_one(self) -> Split:
+    def _sums_to_one(self) -> Self:
         total = self.train + self.val + self.test
         if abs(total - 1) > 1e-6:
             raise ValueError(f"train + val + test must be 1, not {total:g}")
@@ -186,7 +185,7 @@ class DataSection(Section):
     """Keep the prepared data under `<storage>/prepared`, to be found again by its content key."""
 
     @model_validator(mode="after")
-    def _target_is_no_feature(self) -> DataSection:
+    def _target_is_no_feature(self) -> Self:
         if self.features and self.target in self.features:
             raise ValueError(f"the target '{self.target}' is also among the features")
         return self

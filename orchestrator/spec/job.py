@@ -1,6 +1,5 @@
 """The whole job spec."""
 
-from __future__ import annotations
 
 import re
 

@@ -1,9 +1,8 @@
 """The `model` and `train` sections: what is trained, on which loss, how, and for how long."""
 
-from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -125,7 +124,7 @@ class TrainSection(Section):
         return value
 
     @model_validator(mode="after")
-    def _microbatch_fits(self) -> TrainSection:
+    def _microbatch_fits(self) -> Self:
         if self.microbatch_size and self.microbatch_size > self.global_batch_size:
             raise ValueError(
                 f"microbatch_size ({self.microbatch_size}) is larger than "

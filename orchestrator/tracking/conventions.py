@@ -8,7 +8,6 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
-import posixpath
 import re
 import subprocess
 from collections.abc import Mapping
@@ -38,10 +37,10 @@ def metric_key(key: str) -> str:
 
     One bad key makes MLflow refuse the whole batch that it is in.
     """
-    cleaned = re.sub(r"[^/\w.\- :]", "_", key)
-    parts = [part for part in cleaned.split("/") if part and part != "."]
-    cleaned = "/".join("_" if part == ".." else part for part in parts)[:MAX_KEY].rstrip("/") or "_"
-    return cleaned if posixpath.normpath(cleaned) == cleaned else cleaned.replace("..", "__")
+    cleaned = re.sub(r"[^/\w.\- :]", "_", key)[:MAX_KEY]
+    parts = ["_" if part == ".." else part for part in cleaned.split("/") if part not in ("", ".")]
+    cleaned = "/".join(parts) or "_"
+    return f"__{cleaned[2:]}" if cleaned.startswith("..") else cleaned
 
 
 def flatten_params(values: Mapping[str, Any], limit: int = 50) -> dict[str, str]:

@@ -65,7 +65,7 @@ class MemorySink:
             case LogArtifact():
                 run.artifacts |= _names(op)
             case LogModel():
-                self._log_model(op, run, state.run_id or "")
+                return replace(state, model_uri=self._log_model(op, run, state.run_id or ""))
             case EndRun():
                 run.status = op.status
         return state
@@ -88,17 +88,20 @@ class MemorySink:
         _set_params(run, op.params)
         return replace(state, run_id=run_id, experiment_id=op.experiment, last_steps=last_steps)
 
-    def _log_model(self, op: LogModel, run: MemoryRun, run_id: str) -> None:
+    def _log_model(self, op: LogModel, run: MemoryRun, run_id: str) -> str:
         try:
             digest = folder_digest(Path(op.model_dir))
         except OSError as error:
             raise SinkRefused(f"model {op.model_dir} cannot be read: {error}") from error
         run.models.setdefault(digest, op)
         name = op.registered_model_name
-        if name is not None:
-            versions = self.versions.setdefault(name, [])
-            if f"{run_id}/{digest}" not in versions:
-                versions.append(f"{run_id}/{digest}")
+        if name is None:
+            return f"models:/m-{digest}"
+        versions = self.versions.setdefault(name, [])
+        label = f"{run_id}/{digest}"
+        if label not in versions:
+            versions.append(label)
+        return f"models:/{name}/{versions.index(label) + 1}"
 
 
 def _set_params(run: MemoryRun, params: Mapping[str, str]) -> None:

@@ -390,7 +390,8 @@ def _register(client: Any, name: str, run_id: str, model: Any) -> str:
             name, model.artifact_location, run_id, await_creation_for=0, model_id=model.model_id
         )
     # A server notes the version on the logged model by itself; else the UI would show it as unregistered.
-    if name not in client.get_logged_model(model.model_id).tags.get("mlflow.modelVersions", ""):
-        note = json.dumps([{"name": name, "version": str(version.version)}])
-        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": note})
+    notes = json.loads(client.get_logged_model(model.model_id).tags.get("mlflow.modelVersions", "[]"))
+    if name not in {note["name"] for note in notes}:
+        notes.append({"name": name, "version": str(version.version)})
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": json.dumps(notes)})
     return str(version.version)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -301,8 +302,13 @@ def test_a_model_is_registered_once_however_often_it_is_applied(
         state = store.sink.apply(op, state)
     store.sink.apply(op, store.sink.apply(start, RunState()))
     assert store.num_versions("digits") == before + 1
-    store.sink.apply(bundle(tmp_path, factor=4), state)
+    assert state.model_uri == f"models:/digits/{before + 1}"
+    state = store.sink.apply(bundle(tmp_path, factor=4), state)
     assert store.num_versions("digits") == before + 2
+    assert state.model_uri == f"models:/digits/{before + 2}"
+    state = store.sink.apply(replace(bundle(tmp_path, factor=5), registered_model_name=None), state)
+    assert store.num_versions("digits") == before + 2
+    assert str(state.model_uri).startswith("models:/m-")
 
 
 # From here on: what only the MLflow sink has to do.
@@ -426,6 +432,15 @@ def test_artifacts_lie_beside_the_database(
     experiment = mlflow_store.client.get_experiment_by_name("team/digits v2")
     assert experiment.artifact_location == (tmp_path / "mlartifacts" / "team_digits_v2").as_uri()
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_two_processes_may_be_the_first_on_a_database(tmp_path: Path) -> None:
+    program = "import sys; from orchestrator.tracking.mlflow_sink import connect; connect(sys.argv[1])"
+    command = [sys.executable, "-c", program, f"sqlite:///{tmp_path}/new/mlflow.db"]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
 
 
 def test_a_server_that_is_not_there_is_unavailable_at_once() -> None:

@@ -19,12 +19,14 @@ from torch import nn
 
 from orchestrator.data.features import RawSchema
 from orchestrator.data.pipeline import Pipeline
+from orchestrator.data.prepare import prepare
 from orchestrator.data.transforms import Affine
 from orchestrator.errors import CheckpointError, UsageError, UserCodeError
 from orchestrator.export.bundle import Bundle, load_bundle, write_bundle
 from orchestrator.export.user_code import find_modules, imported_from
 from orchestrator.imports import add_search_paths
 from orchestrator.models.build import build_model
+from orchestrator.spec.data import DataSection
 from orchestrator.spec.train import ModelSection
 from orchestrator.storage import Folder
 
@@ -144,6 +146,37 @@ def test_encoded_images_and_the_single_output_of_a_binary_model(tmp_path: Path) 
     assert frame["prediction"].tolist() == ["dog" if p > 0.5 else "cat" for p in dog]
     pd.testing.assert_frame_equal(bundle.predict(pd.DataFrame({"photo": photos})), frame)
     pd.testing.assert_frame_equal(bundle.predict([{"photo": photo} for photo in photos]), frame)
+
+
+@pytest.mark.parametrize("name", ["digits", "diabetes"])
+def test_raw_rows_of_prepared_data_predict_as_the_prepared_rows(name: str, tmp_path: Path) -> None:
+    import sklearn.datasets
+
+    section = DataSection.model_validate(
+        {
+            "source": {"kind": "sklearn", "name": name},
+            "target": "label" if name == "digits" else "target",
+            "transforms": [{"kind": "standardize"}],
+            "target_transform": None if name == "digits" else "standardize",
+        }
+    )
+    prepared = prepare(section, task="auto", seed=0, storage=Folder.at(tmp_path / "storage"))
+    part, pipeline = prepared.part("test"), prepared.pipeline
+    model = write(
+        tmp_path / "model", pipeline, prepared.manifest.task, ModelSection(name="mlp"), prepared.raw_example()
+    )
+    with torch.no_grad():
+        outputs = model(pipeline.transform(part.gather(np.arange(part.num_rows)).features))
+    rows = part.source_rows()
+    if name == "digits":
+        raw: Any = sklearn.datasets.load_digits().images[rows]
+        expected = outputs.argmax(1).tolist()
+    else:
+        raw = sklearn.datasets.load_diabetes(as_frame=True, scaled=True).data.iloc[rows]
+        expected = pipeline.inverse_targets(outputs)[:, 0].tolist()
+    assert load_bundle(tmp_path / "model").predict(raw)["prediction"].tolist() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_loading_leaves_the_random_state_alone_and_the_model_in_eval_mode(tmp_path: Path) -> None:

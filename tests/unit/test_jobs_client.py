@@ -45,7 +45,7 @@ def test_a_ray_client_address_is_refused_with_the_reason() -> None:
     "address", ["s3://bucket", "http://", "http://head:port", "http://127.0.0.1:1", "127.0.0.1:1"]
 )
 def test_an_address_that_leads_nowhere_is_a_usage_error(address: str) -> None:
-    with pytest.raises(UsageError, match="address|answers"):
+    with pytest.raises(UsageError, match=r"address|answers"):
         connect(address)
 
 

@@ -27,7 +27,10 @@ def test_durations(text: object, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["90", "", "m", "-5s", "10 parsecs", "5s!", "1h-30m", True, None, [], -1, math.nan, math.inf, 10**400, "9" * 400 + "d"],
+    [
+        "90", "", "m", "-5s", "10 parsecs", "5s!", "1h-30m", "9" * 400 + "d",
+        True, None, [], -1, math.nan, math.inf, 10**400,
+    ],
 )  # fmt: skip
 def test_what_is_no_duration(text: object) -> None:
     with pytest.raises(ValueError, match="duration"):

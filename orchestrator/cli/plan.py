@@ -1,0 +1,95 @@
+"""`orchestrator plan`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import (
+    Output,
+    OutputOption,
+    OverridesArgument,
+    SpecArgument,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.runners.planning import Plan
+
+
+def plan(
+    spec: SpecArgument,
+    overrides: OverridesArgument = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="The cluster to plan for (HEAD:6379 or auto).")
+    ] = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """Show what a run would do: workers, batches, steps, parameters, memory; refuse what can never fit.
+
+    Example: orchestrator plan jobs/digits.yaml resources.num_workers=4 --address auto
+    """
+    from orchestrator.runners.planning import make_plan
+    from orchestrator.spec import load_spec
+
+    found = make_plan(load_spec(spec, overrides or ()), address)
+    if output == Output.json:
+        print_json(found.to_dict())
+    else:
+        _show(found)
+
+
+def _show(plan: Plan) -> None:
+    memory, sizes = plan.memory, plan.worker_batch_sizes
+    share = str(sizes[0]) if len(set(sizes)) == 1 else f"{sizes[0]} or {sizes[-1]}"
+    each = ", ".join(f"{amount:g} {name}" for name, amount in plan.per_worker.items())
+    rows = [
+        ("where", plan.where),
+        ("resources", _amounts(plan.resources)),
+        ("free now", _amounts(plan.available)),
+        ("workers", f"{plan.num_workers} × ({each})"),
+        ("rows", ", ".join(f"{part} {count:,}" for part, count in plan.rows.items())),
+        ("task", f"{plan.task}: input {'×'.join(map(str, plan.input_shape))}, {plan.num_outputs} output(s)"),
+        ("global batch", f"{plan.global_batch_size} = {plan.num_workers} worker(s) × {share} sample(s)"),
+        ("microbatch", f"{plan.microbatch_size}, {plan.accumulation} per step and worker"),
+        (
+            "steps",
+            f"{plan.steps_per_epoch:,} per epoch × {plan.epochs} epoch(s) = at most {plan.total_steps:,}",
+        ),
+        ("last batch", f"{plan.last_batch_size} sample(s)"),
+        ("parameters", f"{memory.num_parameters:,} ({memory.num_trained:,} trained)"),
+        ("weights", _size(memory.weights_bytes)),
+        ("gradients", _size(memory.gradients_bytes)),
+        ("optimizer", _size(memory.optimizer_bytes)),
+        ("activations", f"{_size(memory.activations_bytes)} for a microbatch"),
+        (
+            "memory",
+            f"{_size(memory.total_bytes)} per worker, {_size(plan.total_memory_bytes)} in all (estimate)",
+        ),
+    ]
+    print_table(["", ""], rows)
+    for note in plan.notes:
+        typer.echo(f"note: {note}")
+
+
+def _amounts(resources: object) -> str:
+    assert isinstance(resources, dict)
+    shown = {
+        name: amount
+        for name, amount in sorted(resources.items())
+        if name in ("CPU", "GPU", "TPU", "memory") or name.startswith("accelerator_type:")
+    }
+    return ", ".join(
+        f"{_size(amount)} memory" if name == "memory" else f"{amount:g} {name}"
+        for name, amount in shown.items()
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

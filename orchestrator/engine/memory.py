@@ -1,0 +1,81 @@
+"""How much memory a training step takes, estimated from one small step on the CPU. Imports: torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from orchestrator.engine.seed import seed_everything
+
+if TYPE_CHECKING:
+    from orchestrator.engine.attempt import Recipe
+
+_STATES = {"adamw": 2, "sgd": 1}
+"""Tensors of a parameter's size that an optimizer keeps (SGD: where it has momentum)."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one worker. Not counted: the framework itself, and fragmentation."""
+
+    num_parameters: int
+    num_trained: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    """What the backward pass needs of one microbatch."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+
+
+def estimate_memory(recipe: Recipe, microbatch_size: int) -> MemoryEstimate:
+    """Build the model and run one forward pass on two samples; what it saves for the backward pass is
+    counted and scaled to the microbatch. Raises what the model raises."""
+    seed_everything(recipe.seed)
+    model = recipe.build()
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    weights = _bytes(parameters) + _bytes(model.buffers())
+    section = recipe.train.optimizer
+    states = 0 if section.kind == "sgd" and not section.momentum else _STATES[section.kind]
+    num_samples = min(2, recipe.train_part.num_rows)
+    saved = _saved_bytes(recipe, model, num_samples)
+    return MemoryEstimate(
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        num_trained=sum(parameter.numel() for parameter in trained),
+        weights_bytes=weights,
+        gradients_bytes=_bytes(trained),
+        optimizer_bytes=states * _bytes(trained),
+        activations_bytes=saved * microbatch_size // num_samples,
+    )
+
+
+def _saved_bytes(recipe: Recipe, model: torch.nn.Module, num_samples: int) -> int:
+    """Bytes of the tensors that autograd keeps, each storage once, without the model's own."""
+    owned = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    storages: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = recipe.train_part.gather(np.arange(num_samples))
+    features = recipe.pipeline.transform(batch.features)
+    targets = recipe.pipeline.transform_targets(batch.targets)
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = recipe.objective.shape_outputs(model(features))
+        recipe.objective.losses(outputs, targets).sum()
+    return sum(storages.values())
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
