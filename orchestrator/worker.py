@@ -187,6 +187,7 @@ def _finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Out
         "best_step": best_step,
         "checkpoint": best.name if best else None,
         "confusion_matrix": test.confusion_matrix if test else None,
+        "predictions": test.predictions if test else None,
         "num_parameters": sum(parameter.numel() for parameter in attempt.model.parameters()),
         "world_size": link.world_size,
         "device": str(link.device),
@@ -210,7 +211,7 @@ def _test(attempt: Attempt, prepared: Prepared) -> Evaluation:
         num_outputs=recipe.num_outputs,
         device=attempt.link.device,
         batch_size=recipe.train.microbatch_size or recipe.train.global_batch_size,
-        confusion=True,
+        detailed=True,
     )
 
 

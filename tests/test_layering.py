@@ -18,6 +18,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "records": frozenset(),
     "imports": frozenset(),
+    "user_code": frozenset(),
     "storage": frozenset({"pyarrow"}),
     "vision": frozenset({"torch", "torchvision"}),
     "spec": frozenset({"pydantic", "pydantic_core", "yaml"}),

@@ -22,7 +22,7 @@ from orchestrator.cli.submit import submit
 from orchestrator.cli.ui import ui
 from orchestrator.cli.validate import validate
 from orchestrator.cli.wait import wait
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, SpecError
 
 app = typer.Typer(
     name="orchestrator",
@@ -75,7 +75,8 @@ def run_app(arguments: Sequence[str]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except OrchestratorError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Faults of a spec stand as file:line: each, so that editors can jump to them.
+        print(error if isinstance(error, SpecError) else f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -63,7 +63,7 @@ def submit(
 def _follow(address: str, job_id: str, *, quiet: bool) -> int:
     from orchestrator.runners import jobs
 
-    told = ""
+    told = end = ""
     while not quiet and (status := jobs.job_status(address, job_id))["state"] == "PENDING":
         if status["reason"] != told:
             told = status["reason"]
@@ -72,7 +72,8 @@ def _follow(address: str, job_id: str, *, quiet: bool) -> int:
     if not quiet:
         for text in jobs.follow_logs(address, job_id, follow=True):
             typer.echo(text, nl=False)
+            end = (end + text)[-2000:]
     code = jobs.wait_job(address, job_id, timeout_s=None)
-    if code and not quiet and (reason := jobs.job_status(address, job_id)["reason"]):
-        typer.echo(reason, err=True)
+    if code and not quiet and (reason := jobs.job_status(address, job_id)["reason"]) not in end:
+        typer.echo(reason, err=True)  # what the log could not tell: the command never ran
     return code

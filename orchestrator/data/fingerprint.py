@@ -1,6 +1,7 @@
 """The fingerprint of a source's content: equal content, equal fingerprint, whatever the time stamps say.
 
-Light: neither scikit-learn, torch nor pandas is imported. Imports: the standard library, `storage`, spec.
+Light: neither scikit-learn, torch nor pandas is imported. Imports: the standard library,
+`user_code`, `storage`, spec.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +26,7 @@ from orchestrator.spec.data import (
     SklearnSource,
 )
 from orchestrator.storage import Folder
+from orchestrator.user_code import hash_modules
 
 _SETTLED_S = 2.0
 """A file changed less than this ago may change again within one tick of its clock: it is not remembered."""
@@ -33,7 +34,7 @@ _SETTLED_S = 2.0
 
 def fingerprint(section: DataSection, search_paths: Sequence[str] = (), memo: Path | None = None) -> str:
     """SHA-256 (hex) of what the source holds: file contents, the library's version for data it ships, or the
-    text of the module that user code lives in (what that code reads is not seen).
+    module that user code lives in with the user's modules it imports (what that code reads is not seen).
 
     `memo` is a file that remembers hashes by path, size and modification time, so that unchanged files are
     not read again. Raises SourceError where a path does not exist or holds no data.
@@ -55,7 +56,10 @@ def fingerprint(section: DataSection, search_paths: Sequence[str] = (), memo: Pa
         case CsvSource():
             lines = _hash_files(data_files(source.path, (".csv", ".tsv", ".txt")), memo)
         case PythonSource():
-            lines = [source.model_dump_json(), _module_text(source.function.partition(":")[0], search_paths)]
+            lines = [
+                source.model_dump_json(),
+                hash_modules([source.function.partition(":")[0]], search_paths),
+            ]
     return hashlib.sha256("\n".join([source.kind, *lines]).encode("utf-8", errors="replace")).hexdigest()
 
 
@@ -108,14 +112,3 @@ def _read_memo(memo: Path | None) -> dict[str, list[int | str]]:
     except (OSError, ValueError):
         return {}  # a memo only saves time
     return value if isinstance(value, dict) else {}
-
-
-def _module_text(name: str, search_paths: Sequence[str]) -> str:
-    """The module's source, found as Python would find it, without running any of it. Empty where it is not
-    found as text: loading it says what is wrong."""
-    for root in [*search_paths, *sys.path]:
-        base = Path(root or ".").joinpath(*name.split("."))
-        for file in (base / "__init__.py", base.with_name(f"{base.name}.py")):
-            if file.is_file():
-                return file.read_text(encoding="utf-8", errors="replace")
-    return ""

@@ -35,10 +35,10 @@ from orchestrator.data.features import RawSchema
 from orchestrator.data.pipeline import Pipeline
 from orchestrator.errors import CheckpointError, UserCodeError
 from orchestrator.export.manifest import FORMAT, MANIFEST, pip_requirements, read_manifest, signature
-from orchestrator.export.user_code import find_modules, imported_from
 from orchestrator.models.build import build_model
 from orchestrator.spec.train import ModelSection
 from orchestrator.storage import Folder
+from orchestrator.user_code import find_modules, imported_from
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,14 +61,18 @@ def write_bundle(
     """Write a bundle, in the place of one that may be there, and return what `bundle.json` says.
 
     `input_example` holds a few raw rows, as `Prepared.raw_example` gives them. User code is looked for under
-    `search_paths`. Raises UserCodeError for a state that holds anything but tensors.
+    `search_paths`. Raises UserCodeError for a state that holds anything but tensors, and for user code that is
+    no Python.
     """
     weights, tied = _untied(model_state)
     example, example_bytes = _example(input_example, pipeline.raw_schema)
     files = {WEIGHTS: safetensors.torch.save(weights), example: example_bytes}
     named = [model.name.partition(":")[0]] if ":" in model.name else []
     modules = find_modules(named, search_paths)
-    files |= {f"code/{relative.as_posix()}": file.read_bytes() for file, relative in modules.values()}
+    for module in modules.values():
+        if module.fault:
+            raise UserCodeError(module.fault)
+        files[f"code/{module.relative}"] = module.content
 
     manifest = {
         "format": FORMAT,

@@ -26,6 +26,7 @@ _CHATTY = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
 )
 _ANSWER_TIMEOUT_S = 5.0
 _TAIL_LINES = 200
@@ -66,7 +67,7 @@ def connect(address: str | None) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every package and connection
+        logging.getLogger(name).setLevel(logging.ERROR)  # they tell of every package and connection
     with _without_variables(_ADDRESS_VARIABLES):  # Ray lets them overrule even an explicit address
         try:
             client = JobSubmissionClient(target)

@@ -5,13 +5,18 @@ Imports: tracking (no mlflow itself), export. No ray.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.export.manifest import pyfunc_fields
-from orchestrator.export.pictures import confusion_matrix_picture
+from orchestrator.export.pictures import (
+    confusion_matrix_picture,
+    loss_curves_picture,
+    regression_picture,
+)
 from orchestrator.export.report import run_description
-from orchestrator.records import Verdict
+from orchestrator.records import Point, Verdict
 from orchestrator.runs.folder import SPEC_FILE, RunFolder
 from orchestrator.storage import Folder
 from orchestrator.tracking.conventions import source_tags
@@ -62,7 +67,7 @@ def record_end(
         if run.logs.exists():
             tracker.log_artifact(run.logs.local_path(), "logs")
     if verdict.status == "SUCCEEDED":
-        for picture in _pictures(run, manifest):
+        for picture in _pictures(run, manifest, tracker.points()):
             tracker.log_artifact(picture, "evaluation")
         folder = _local(run.model, run)
         tracker.log_model(
@@ -104,15 +109,30 @@ def _description(
     )
 
 
-def _pictures(run: RunFolder, manifest: Manifest) -> list[Path]:
-    matrix = (run.read_result() or {}).get("confusion_matrix")
-    if matrix is None:
-        return []
+def _pictures(run: RunFolder, manifest: Manifest, points: Iterable[Point]) -> list[Path]:
+    """Draw the loss curves, and what the test part gave: a confusion matrix, or predicted over actual values."""
+    result = run.read_result() or {}
     folder = _local(run.pictures, run)
     folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "confusion_matrix.png"
-    confusion_matrix_picture(matrix, [str(label) for label in manifest.classes or ()], picture)
-    return [picture]
+    drawn = [folder / "loss.png"]
+    loss_curves_picture(_losses(points), drawn[0])
+    if matrix := result.get("confusion_matrix"):
+        drawn.append(folder / "confusion_matrix.png")
+        confusion_matrix_picture(matrix, [str(label) for label in manifest.classes or ()], drawn[-1])
+    if pairs := result.get("predictions"):
+        drawn.append(folder / "predictions.png")
+        regression_picture(pairs["predicted"], pairs["actual"], drawn[-1])
+    return drawn
+
+
+def _losses(points: Iterable[Point]) -> dict[str, list[tuple[int, float]]]:
+    """Steps and losses of the training and of the validation."""
+    curves: dict[str, list[tuple[int, float]]] = {"train": [], "val": []}
+    for point in points:
+        part, _, name = point.key.partition("/")
+        if name == "loss" and part in curves:
+            curves[part].append((point.step, point.value))
+    return curves
 
 
 def _local(folder: Folder, run: RunFolder) -> Path:

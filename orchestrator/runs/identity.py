@@ -1,28 +1,24 @@
 """What makes two runs the same work: data, model, train, seed, the user's code, and the data's content.
 
-Nothing is imported to find the user's code: modules are located by name and read as text.
-Imports: spec, yaml, the standard library.
+Imports: user_code, spec, yaml, the standard library.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from orchestrator.spec.job import JobSpec
+from orchestrator.user_code import hash_modules
 
 _OBJECT_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 _FREE_TRAIN_KEYS = {"max_epochs", "max_steps"}
-_OWN_PACKAGE = __name__.partition(".")[0]
 _WORDS = {"code": "the user's code", "data_fingerprint": "the content of the data"}
 
 
@@ -51,25 +47,8 @@ def identify(spec: JobSpec, data_fingerprint: str, search_paths: Sequence[str]) 
 
 
 def code_hash(spec: JobSpec, search_paths: Sequence[str]) -> str:
-    """Hash of the source of every module that the spec names as `module:object`, and of the local modules
-    they import. It depends on names and text only: not on paths, times or order. Modules that are not found
-    are left out (loading them says what is wrong), and so are imports at run time by `importlib`."""
-    roots = [Path(path) for path in search_paths]
-    everywhere = [*roots, *(Path(entry) for entry in sys.path if entry)]
-    found: dict[str, str] = {}
-    waiting = [(name, everywhere) for name in sorted(set(_named_modules(spec)))]
-    while waiting:
-        name, places = waiting.pop()
-        for part, file, root in _files_of(name, places):
-            if part in found or part.partition(".")[0] == _OWN_PACKAGE:
-                continue
-            found[part] = source = file.read_text(encoding="utf-8", errors="replace")
-            package = part if file.name == "__init__.py" else part.rpartition(".")[0]
-            for imported in _imports(source, package):
-                # A package that lies elsewhere is followed inside itself only, never into its dependencies.
-                own = imported.partition(".")[0] == part.partition(".")[0]
-                waiting.append((imported, [*roots, root] if own else roots))
-    return _digest(json.dumps(found, sort_keys=True))
+    """Hash of every module that the spec names as `module:object`, and of the user's modules they import."""
+    return hash_modules(_named_modules(spec), search_paths)
 
 
 def differences(
@@ -102,47 +81,6 @@ def _named_modules(spec: JobSpec) -> Iterator[str]:
     for value in _flat(_identified(spec.model_dump(mode="json"))).values():
         if isinstance(value, str) and (match := _OBJECT_PATH.fullmatch(value)):
             yield match[1]
-
-
-def _files_of(name: str, places: Sequence[Path]) -> Iterator[tuple[str, Path, Path]]:
-    """The files that importing a module runs: `__init__` of the packages around it, and its own.
-
-    Yields the module's name, its file, and the search path it was found under.
-    """
-    parts = name.split(".")
-    for root in places:
-        if not ((root / f"{parts[0]}.py").is_file() or (root / parts[0]).is_dir()):
-            continue
-        files = []
-        for depth in range(1, len(parts) + 1):
-            base = root.joinpath(*parts[:depth])
-            for file in (base / "__init__.py", base.with_suffix(".py")):
-                if file.is_file():
-                    files.append((".".join(parts[:depth]), file, root))
-                    break
-        if files:
-            yield from files
-            return
-
-
-def _imports(source: str, package: str) -> Iterator[str]:
-    """Names of the modules (and of what may be modules) that a source text imports, anywhere in it."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            around = package.split(".") if package and node.level else []
-            base = around[: max(0, len(around) - node.level + 1)]
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            if module:
-                yield module
-                yield from (f"{module}.{alias.name}" for alias in node.names if alias.name != "*")
-            else:
-                yield from (alias.name for alias in node.names if alias.name != "*")
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Imports: pydantic, and `spec.units`.
 """
 
+from __future__ import annotations
 
 import re
 from typing import Annotated

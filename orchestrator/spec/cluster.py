@@ -3,6 +3,7 @@
 Field names are Ray's and MLflow's own wherever they have one.
 """
 
+from __future__ import annotations
 
 from typing import Literal, Self
 

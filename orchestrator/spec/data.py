@@ -1,5 +1,6 @@
 """The `data` section: where rows come from, how they are cleaned, split and transformed."""
 
+from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 

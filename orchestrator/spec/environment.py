@@ -1,4 +1,7 @@
-"""`${env:NAME}` and `${env:NAME:-default}` in the values of a document; `$${env:` stands for itself."""
+"""`${env:NAME}`, `${env:NAME:-default}` and `${env:NAME:?what to do without it}` in the values of a document.
+
+`$${env:` stands for itself.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from orchestrator.errors import Fault
 from orchestrator.spec.document import Document, FieldPath, unfit
 
 _REFERENCE = re.compile(r"(\$\$\{env:)|\$\{env:([^}]*)(\})?")
-_INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-((?:(?!\$\{).)*))?", re.DOTALL)
+_INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::([-?])((?:(?!\$\{).)*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Substituted:
 def substitute(document: Document, environ: Mapping[str, str]) -> Substituted:
     """Replace the references; a variable that is not set and has no default is a fault of its field.
 
-    As in a shell, the default after `:-` also stands in for an empty variable.
+    As in a shell, the default after `:-` also stands in for an empty variable, and with `:?` an empty variable
+    is a fault too; the text after it is that fault's mend.
     """
     fields: set[FieldPath] = set()
     names: set[str] = set()
@@ -47,16 +51,21 @@ def substitute(document: Document, environ: Mapping[str, str]) -> Substituted:
             parsed = _INSIDE.fullmatch(inside)
             if not closed or not parsed:
                 reason = "holds a malformed reference to the environment"
-                mend = "Write ${env:NAME} or ${env:NAME:-default}, or $${env: for the text itself"
+                mend = (
+                    "Write ${env:NAME}, ${env:NAME:-default} or ${env:NAME:?message}, "
+                    "or $${env: for the text itself"
+                )
                 faults.append(document.fault(path, reason, mend))
                 return ""
-            name, default = parsed.groups()
+            name, mark, rest = parsed.groups()
             value = environ.get(name)
-            if not value and default is not None:
-                return str(default)
-            if value is None:
-                mend = f"Run: export {name}=…, or give a default: ${{env:{name}:-…}}"
-                faults.append(document.fault(path, f"the environment variable {name} is not set", mend))
+            if not value and mark == "-":
+                return str(rest)
+            if value is None or (not value and mark == "?"):
+                mend = rest.strip() if mark == "?" else ""
+                mend = mend or f"Run: export {name}=…, or give a default: ${{env:{name}:-…}}"
+                state = "not set" if value is None else "empty"
+                faults.append(document.fault(path, f"the environment variable {name} is {state}", mend))
                 return ""
             if unfit(value):
                 faults.append(document.fault(path, f"the environment variable {name} is not UTF-8 text"))

@@ -1,5 +1,6 @@
 """The whole job spec."""
 
+from __future__ import annotations
 
 import re
 

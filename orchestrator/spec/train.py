@@ -1,5 +1,6 @@
 """The `model` and `train` sections: what is trained, on which loss, how, and for how long."""
 
+from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal, Self

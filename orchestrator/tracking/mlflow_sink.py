@@ -2,12 +2,11 @@
 takes more than a second, so that it happens in the shipper's thread.
 
 Only `MlflowClient` is used: the fluent API keeps a run per process, and marks killed runs FINISHED.
-Imports: mlflow, numpy, pandas (a model's input example), the standard library.
+Imports: mlflow, the standard library, the files beside this one.
 """
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import logging
@@ -29,6 +28,7 @@ from orchestrator.tracking.conventions import (
     folder_digest,
     without_credentials,
 )
+from orchestrator.tracking.example import input_example
 from orchestrator.tracking.links import sqlite_file
 from orchestrator.tracking.ops import (
     EndRun,
@@ -111,15 +111,23 @@ def connect(tracking_uri: str) -> Any:
         from mlflow import MlflowClient
 
         registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
-        file = sqlite_file(tracking_uri)
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with (file.parent / f".{file.name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                client.search_experiments(max_results=1)
+        # Making the client already makes tables.
+        with _alone(sqlite_file(tracking_uri)):
+            client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+            if sqlite_file(tracking_uri) is not None:
                 client.search_registered_models(max_results=1)
     return client
+
+
+@contextmanager
+def _alone(database: Path | None) -> Iterator[None]:
+    if database is None:
+        yield
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with (database.parent / f".{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def mark_dead(
@@ -344,7 +352,7 @@ def _save_pyfunc(op: LogModel, folder: Path, run_id: str, model: Any) -> None:
         code_paths=list(op.code_paths) or None,
         pip_requirements=list(op.pip_requirements),
         signature=ModelSignature.from_dict(op.signature) if op.signature else None,
-        input_example=_input_example(op),
+        input_example=input_example(op),
         mlflow_model=Model(
             artifact_path=model.artifact_location,
             run_id=run_id,
@@ -353,25 +361,6 @@ def _save_pyfunc(op: LogModel, folder: Path, run_id: str, model: Any) -> None:
             metadata=dict(op.metadata) or None,
         ),
     )
-
-
-def _input_example(op: LogModel) -> Any:
-    """The example as an array or a table; binary columns (by the signature) are decoded from base64."""
-    if op.input_example is None:
-        return None
-    path = Path(op.model_dir) / op.input_example
-    if path.suffix == ".npy":
-        import numpy as np
-
-        return np.load(path, allow_pickle=False)
-    import pandas as pd
-
-    table = pd.DataFrame(json.loads(path.read_text()))
-    columns = json.loads((op.signature or {}).get("inputs") or "[]")
-    for column in columns:
-        if column.get("type") == "binary" and column.get("name") in table:
-            table[column["name"]] = [base64.b64decode(text) for text in table[column["name"]]]
-    return table
 
 
 def _register(client: Any, name: str, run_id: str, model: Any) -> str:

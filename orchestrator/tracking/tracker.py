@@ -12,7 +12,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,12 @@ class Tracker:
             if tags:
                 self._journal.append(SetTags(tags))
                 self._non_finite.update(point.key for point in kept if math.isnan(point.value))
+
+    def points(self) -> Iterator[Point]:
+        """All points recorded so far, in order, those of earlier attempts included."""
+        for op in self._journal.operations():
+            if isinstance(op, LogMetrics):
+                yield from op.points
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         with self._lock:

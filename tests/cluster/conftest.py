@@ -28,9 +28,16 @@ class Head:
     folder: Path
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for Ray: paths of sockets are limited to 107 characters, and pytest's own are too deep."""
+    folder = Path(tempfile.mkdtemp(prefix="orch-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[Head]:
-    # Socket paths are limited to 107 characters, so pytest's own temporary folders are too deep.
     folder = Path(tempfile.mkdtemp(prefix="orch-", dir="/tmp"))
     ports = free_ports(7)
     options = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
@@ -74,11 +81,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until_up(process: subprocess.Popen[bytes], head: Head, timeout_s: float) -> None:
-    """Wait until a job could be submitted, that is, until the head's own node is listed with its agent."""
+    """Wait until the head's own node is listed: its dashboard answers earlier."""
     deadline = time.monotonic() + timeout_s
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{head.address}/api/version", timeout=2).ok:
+        with contextlib.suppress(requests.RequestException, ValueError):
+            answer = requests.get(f"{head.address}/api/v0/nodes?detail=1", timeout=2)
+            if answer.ok and "ALIVE" in answer.text:
                 return
         time.sleep(0.2)
     raise RuntimeError(f"the Ray head did not come up:\n{(head.folder / 'head.log').read_text()[-4000:]}")

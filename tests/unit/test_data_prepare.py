@@ -392,6 +392,16 @@ def test_a_file_that_has_just_changed_is_not_remembered(tmp_path: Path) -> None:
     assert not (tmp_path / "memo").exists()
 
 
+def test_fingerprint_covers_what_the_users_module_imports(tmp_path: Path) -> None:
+    (tmp_path / "reader_of_two.py").write_text("from readers_part import clean\n")
+    section = _section({"source": {"kind": "python", "function": "reader_of_two:read"}, "target": "y"})
+    hashes = set()
+    for text in ("clean = 1\n", "clean = 2\n"):
+        (tmp_path / "readers_part.py").write_text(text)
+        hashes |= {fingerprint(section, [str(tmp_path)]), fingerprint(section, ["", str(tmp_path)])}
+    assert len(hashes) == 2
+
+
 def test_fingerprint_of_images_and_code(tmp_path: Path) -> None:
     section = _section(_image_folder(tmp_path / "images", corrupt=0))
     first = fingerprint(section)

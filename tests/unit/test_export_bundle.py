@@ -23,12 +23,12 @@ from orchestrator.data.prepare import prepare
 from orchestrator.data.transforms import Affine
 from orchestrator.errors import CheckpointError, UsageError, UserCodeError
 from orchestrator.export.bundle import Bundle, load_bundle, write_bundle
-from orchestrator.export.user_code import find_modules, imported_from
 from orchestrator.imports import add_search_paths
 from orchestrator.models.build import build_model
 from orchestrator.spec.data import DataSection
 from orchestrator.spec.train import ModelSection
 from orchestrator.storage import Folder
+from orchestrator.user_code import imported_from
 
 ARRAYS = Pipeline(
     RawSchema("array", ("image",), ("float64",), (8, 8)),
@@ -336,15 +336,21 @@ def test_weights_that_do_not_fit_are_a_checkpoint_error(tmp_path: Path) -> None:
         load_bundle(tmp_path)
 
 
-def test_module_finder_ignores_the_standard_library_and_installed_packages(tmp_path: Path) -> None:
-    (tmp_path / "random.py").write_text("")
-    (tmp_path / "net.py").write_text("import random, torch, helper\nfrom orchestrator import errors\n")
-    (tmp_path / "helper.py").write_text("import net\n")
-    assert list(find_modules(["net"], [tmp_path])) == ["helper", "net"]
-    assert find_modules(["torch.nn"], [tmp_path]) == {}
+def test_user_code_that_is_no_python_is_not_carried(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("import helper\n")
     (tmp_path / "helper.py").write_text("def (:\n")
     with pytest.raises(UserCodeError, match=r"helper\.py"):
-        find_modules(["net"], [tmp_path])
+        write_bundle(
+            Folder.at(tmp_path / "model"),
+            model=ModelSection(name="net:Net"),
+            model_state={},
+            pipeline=ARRAYS,
+            task="multiclass",
+            num_outputs=3,
+            input_example=pa.table({"image": pa.array(array_rows(1).tolist())}),
+            search_paths=[tmp_path],
+        )
+    assert not (tmp_path / "model").exists()
 
 
 def test_prediction_of_no_rows_keeps_the_columns() -> None:

@@ -43,7 +43,20 @@ def test_a_missing_variable_is_a_fault_that_says_what_to_export() -> None:
     assert "export RUNS=" in found.faults[0].mend
 
 
-@pytest.mark.parametrize("text", ["${env:}", "${env:1X}", "${env:X", "${env:A-B}", "${env:X:-${env:Y}}"])
+def test_a_variable_that_is_asked_for_says_in_the_spec_s_own_words_what_to_do_without_it() -> None:
+    text = "a: '${env:X:? export X=1, or a=1 (see: docs)}'\nb: '${env:X:?}'\nc: ${env:Y:?unused}"
+    for environ, state in (({}, "not set"), ({"X": ""}, "empty")):
+        found = filled(text, Y="y", **environ)
+        assert [(fault.field, fault.reason) for fault in found.faults] == [
+            (field, f"the environment variable X is {state}") for field in "ab"
+        ]
+        assert found.faults[0].mend == "export X=1, or a=1 (see: docs)"
+        assert "export X=" in found.faults[1].mend
+        assert found.document.values["c"] == "y"
+    assert filled(text, X="x", Y="y").document.values == {"a": "x", "b": "x", "c": "y"}
+
+
+@pytest.mark.parametrize("text", ["${env:}", "${env:1X}", "${env:X", "${env:A-B}", "${env:X:-${env:Y}}", "${env:X:+x}"])
 def test_malformed_references(text: str) -> None:
     found = filled(f"a: '{text}'", X="x", Y="y")
     assert len(found.faults) == 1

@@ -8,6 +8,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from orchestrator.cli.app import run_app
 from orchestrator.cli.render import render
 from orchestrator.cli.schema import schema
 from orchestrator.cli.validate import validate
@@ -87,3 +88,13 @@ def test_render_refuses_a_bad_spec(bad: str) -> None:
 def test_schema_prints_the_schema() -> None:
     done = runner.invoke(app, ["schema"])
     assert json.loads(done.stdout) == json_schema()
+
+
+def test_a_bad_spec_leaves_any_verb_with_its_faults_and_exit_code_2(
+    bad: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(["render", bad]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 4
+    assert all(line.startswith(f"{bad}:") for line in printed.err.splitlines())

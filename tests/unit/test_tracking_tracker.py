@@ -98,6 +98,17 @@ def test_everything_arrives_in_order(tmp_path: Path) -> None:
     assert recorded_run_id(tmp_path) == tracker.run_id == "run-1"
 
 
+def test_recorded_points_can_be_read_while_the_journal_is_open(tmp_path: Path) -> None:
+    sink = MemorySink()
+    for steps in (range(1, 4), range(2, 6)):  # the second attempt repeats some
+        tracker = open_tracker(tmp_path, sink)
+        tracker.start_run(START)
+        tracker.set_tags({"a": "b"})
+        tracker.log_points(points("train/loss", steps))
+        assert list(tracker.points()) == points("train/loss", range(1, steps.stop))
+        assert tracker.close()
+
+
 def test_an_outage_loses_and_doubles_nothing(tmp_path: Path) -> None:
     sink, switch = MemorySink(), Switch()
     tracker = open_tracker(tmp_path, Gate(sink, switch))

@@ -1,0 +1,52 @@
+"""What a run leaves in its tracking journal and its folder becomes pictures among its artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator.records import Point
+from orchestrator.runners import recording
+from orchestrator.runs.folder import RunFolder
+from orchestrator.storage import Folder
+
+MATRIX = [[3, 1], [0, 2]]
+PAIRS = {"actual": [1.0, 2.0], "predicted": [1.1, 1.9]}
+
+
+@pytest.mark.parametrize(
+    ("result", "names"),
+    [
+        ({"confusion_matrix": MATRIX, "predictions": None}, ["loss.png", "confusion_matrix.png"]),
+        ({"confusion_matrix": None, "predictions": PAIRS}, ["loss.png", "predictions.png"]),
+        ({"confusion_matrix": None, "predictions": None}, ["loss.png"]),
+    ],
+)
+def test_pictures_of_what_the_test_part_gave(
+    result: dict[str, Any], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(Folder.at(tmp_path), "case", 1)
+    run.write_result(result)
+    curves: list[Any] = []
+    draw = recording.loss_curves_picture
+    monkeypatch.setattr(
+        recording, "loss_curves_picture", lambda losses, path: (curves.append(losses), draw(losses, path))
+    )
+    points = [
+        Point("train/loss", 0.9, 1, 0),
+        Point("train/lr", 0.1, 1, 0),
+        Point("train/loss", 0.5, 2, 0),
+        Point("val/loss", 0.6, 2, 0),
+        Point("val/accuracy", 0.7, 2, 0),
+        Point("test/loss", 0.8, 2, 0),
+    ]
+    manifest: Any = SimpleNamespace(classes=["cat", "dog"])
+    pictures = recording._pictures(run, manifest, points)
+    assert curves == [{"train": [(1, 0.9), (2, 0.5)], "val": [(2, 0.6)]}]
+    assert [picture.name for picture in pictures] == names
+    for picture in pictures:
+        assert picture.parent == run.pictures.local_path()
+        assert picture.read_bytes().startswith(b"\x89PNG")
