@@ -6,6 +6,7 @@ checkpoint, the model bundle. Imports: everything above it in the layer table; n
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -35,7 +36,7 @@ from orchestrator.models.build import build_model
 from orchestrator.monitor.rank_log import rank_log
 from orchestrator.records import Failure, Progress
 from orchestrator.runs.folder import RunFolder
-from orchestrator.spec import JobSpec
+from orchestrator.spec import JobSpec, redact, secret_values
 from orchestrator.storage import Folder
 
 _log = logging.getLogger(__name__)
@@ -93,19 +94,21 @@ def train_worker(task: WorkerTask, link: WorkerLink) -> str:
     """
     spec = task.spec
     run = task.run
-    os.environ.update({name: secret.get_secret_value() for name, secret in spec.secrets.items()})
+    secrets = secret_values(spec)
+    os.environ.update(secrets)
+    hide = functools.partial(redact, secrets=list(secrets.values()))
     add_search_paths(task.search_paths)
     torch.set_num_threads(max(1, int(spec.resources.per_worker()["CPU"])))
     store = checkpoint_store(spec, run)
     try:
         link.attempt = collectives.broadcast_object(store.begin_attempt() if link.rank == 0 else None)
-        with rank_log(_log_file(run, link)):
+        with rank_log(_log_file(run, link), hide):
             link.start()
             link.progress(Progress(0, spec.train.max_epochs, 0, 0, phase="starting"))
             try:
                 return _run(task, link, run, store)
             except BaseException:
-                _log.error("rank %d failed\n%s", link.rank, traceback.format_exc())
+                _log.info("rank %d failed", link.rank, exc_info=True)
                 raise
     except BaseException as error:
         link.fail(
@@ -113,10 +116,10 @@ def train_worker(task: WorkerTask, link: WorkerLink) -> str:
                 rank=link.rank,
                 attempt=link.attempt,
                 time_s=time.time(),
-                error=describe(error),
+                error=hide(describe(error)),
                 cause=cause_of(error),
                 mend=mend_of(error),
-                traceback=traceback.format_exc(),
+                traceback=hide(traceback.format_exc()),
                 host=socket.gethostname(),
                 exit_code=getattr(error, "exit_code", 1),
             )

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1] / "orchestrator"
 LAYERS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "records": frozenset(),
+    "units": frozenset(),
     "imports": frozenset(),
     "user_code": frozenset(),
     "storage": frozenset({"pyarrow"}),
@@ -33,7 +34,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "export": frozenset({"matplotlib", "numpy", "pandas", "pyarrow", "safetensors", "torch"}),
     "runs": frozenset({"psutil", "yaml"}),
     "worker": frozenset({"numpy", "torch"}),
-    "runners": frozenset({"aiohttp", "ray", "requests", "torch"}),
+    "runners": frozenset({"aiohttp", "psutil", "ray", "requests", "torch"}),
     "scheduling": frozenset({"ray"}),
     "cli": frozenset({"rich", "typer", "yaml"}),
     "__main__": frozenset(),

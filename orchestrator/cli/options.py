@@ -18,7 +18,7 @@ import typer
 
 from orchestrator.errors import UsageError
 from orchestrator.monitor.progress_lines import format_duration
-from orchestrator.spec.units import parse_duration
+from orchestrator.units import parse_duration
 
 if TYPE_CHECKING:
     from orchestrator.storage import Folder

@@ -59,7 +59,7 @@ def _stop_grace_s(run: RunFolder) -> float:
     """`failure.stop_grace` of the run's own spec."""
     import yaml
 
-    from orchestrator.spec.units import parse_duration
+    from orchestrator.units import parse_duration
 
     try:
         return parse_duration(yaml.safe_load(run.read_spec() or "")["failure"]["stop_grace"])

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from orchestrator.errors import Cause
 from orchestrator.records import Progress, Status, Verdict
-from orchestrator.spec.units import parse_duration
+from orchestrator.units import parse_duration
 
 _PROGRESS = re.compile(r"epoch (\d+)/(\d+) · step (\d+)/(\d+)((?: ?· [^·\n]*)*)")
 _VERDICT = re.compile(

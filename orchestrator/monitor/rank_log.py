@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -14,12 +14,13 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class _Tee(io.TextIOBase):
-    """Writes to a stream and to a file."""
+    """Writes to a stream and to a file, both without secrets."""
 
-    def __init__(self, stream: TextIO, file: TextIO) -> None:
-        self._stream, self._file = stream, file
+    def __init__(self, stream: TextIO, file: TextIO, redact: Callable[[str], str]) -> None:
+        self._stream, self._file, self._redact = stream, file, redact
 
     def write(self, text: str) -> int:
+        text = self._redact(text)
         self._file.write(text)
         self._file.flush()
         return self._stream.write(text)
@@ -34,17 +35,30 @@ class _Tee(io.TextIOBase):
         return self._stream.fileno()
 
 
+class _Formatter(logging.Formatter):
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        super().__init__(FORMAT)
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redact(super().format(record))
+
+
 @contextlib.contextmanager
-def rank_log(path: Path, *, printed: bool = True) -> Iterator[None]:
-    """Append this process's log records (and what it prints) to a file, for as long as the block runs."""
+def rank_log(path: Path, redact: Callable[[str], str], *, printed: bool = True) -> Iterator[None]:
+    """Append this process's log records (and what it prints) to a file, for as long as the block runs.
+
+    `redact` takes the secrets out of a text.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("orchestrator")
     with path.open("a", encoding="utf-8") as file:
         everything = logging.StreamHandler(file)
-        everything.setFormatter(logging.Formatter(FORMAT))
+        everything.setFormatter(_Formatter(redact))
         # The driver's terminal is for what matters; the file has it all.
         serious = logging.StreamHandler()
         serious.setLevel(logging.WARNING)
+        serious.setFormatter(_Formatter(redact))
         before = (logger.level, logger.propagate)
         for handler in (everything, serious):
             logger.addHandler(handler)
@@ -53,7 +67,7 @@ def rank_log(path: Path, *, printed: bool = True) -> Iterator[None]:
         try:
             with contextlib.ExitStack() as stack:
                 if printed:
-                    stack.enter_context(contextlib.redirect_stdout(_Tee(sys.stdout, file)))
+                    stack.enter_context(contextlib.redirect_stdout(_Tee(sys.stdout, file, redact)))
                 yield
         finally:
             for handler in (everything, serious):

@@ -7,22 +7,31 @@ can overlap, does. Imports: everything above the runners; ray only in the files 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.monitor.progress_lines import format_progress, format_verdict
+from orchestrator.monitor.rank_log import rank_log
 from orchestrator.records import Progress, Verdict
 from orchestrator.runners import verdicts
 from orchestrator.runners.books import close_books, journal_folder
 from orchestrator.runners.environment import environment
-from orchestrator.runners.ray_start import check_fits, cluster_address, inside_ray_job, start_ray
-from orchestrator.runners.recording import record_end, start_of
+from orchestrator.runners.ray_start import (
+    check_fits,
+    cluster_address,
+    inside_ray_job,
+    start_ray,
+    submission_id,
+)
+from orchestrator.runners.recording import local_state, record_end, start_of
 from orchestrator.runners.result import Result
 from orchestrator.runners.stop_signals import stop_signals
 from orchestrator.runs.choose import Choice, choose_run
@@ -43,6 +52,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 DEFAULT_STORAGE = "runs"
 _TRACKING_PATIENCE_S = 60.0
+_LOG_PROGRESS_EVERY_S = 10.0
 
 
 class Observer(Protocol):
@@ -83,11 +93,25 @@ class Job:
 class _Watch:
     """What the driver's threads share: who looks on, how far the run is, and whether it shall stop."""
 
-    def __init__(self, observer: Observer) -> None:
-        self.observer = observer
+    def __init__(self, observer: Observer, redact: Callable[[str], str]) -> None:
+        self._observer = observer
+        self._logged_s = 0.0
+        self.redact = redact
         self.desk: Desk | None = None
         self.heartbeat: Heartbeat | None = None
         self.stop: tuple[str, int] | None = None
+
+    def say(self, text: str) -> None:
+        """Tell the onlooker and the driver's log."""
+        _log.info("%s", text)
+        self._observer.message(self.redact(text))
+
+    def show(self, progress: Progress) -> None:
+        """Pass progress on; now and then a line of it goes into the log."""
+        self._observer.progress(progress)
+        if time.monotonic() - self._logged_s >= _LOG_PROGRESS_EVERY_S:
+            self._logged_s = time.monotonic()
+            _log.info("%s", format_progress(progress))
 
     def last_progress(self) -> Progress | None:
         if self.desk is None:
@@ -100,7 +124,7 @@ class _Watch:
         """Let the workers save and end; the first reason counts."""
         if self.stop is None:
             self.stop = (why, exit_code)
-            self.observer.message(f"{why}: the workers save their state and end")
+            self.say(f"{why}: the workers save their state and end")
             if self.desk is not None:
                 self.desk.request_stop()
 
@@ -120,22 +144,25 @@ def run_job(
     another driver holds, a cluster that is too small or does not answer.
     """
     began = time.monotonic()
-    watch = _Watch(observer or Silent())
+    from orchestrator.spec import redact, secret_values
+
     job = _resolve(loaded, inline=inline, address=address)
-    secrets = {name: value.get_secret_value() for name, value in loaded.spec.secrets.items()}
+    secrets = secret_values(loaded.spec)
+    watch = _Watch(observer or Silent(), functools.partial(redact, secrets=list(secrets.values())))
     with environment(secrets), contextlib.ExitStack() as stack:
         prepared, choice = _prepare(job, stack, fresh=fresh, resume=resume)
         run = choice.run
-        watch.observer.message(choice.why)
         stack.callback(release_claim, run, choice.claim)
         watch.heartbeat = Heartbeat(run, choice.claim, watch.last_progress, watch.ask_to_stop)
         stack.enter_context(watch.heartbeat)
+        stack.enter_context(rank_log(_log_file(run), watch.redact, printed=False))
+        watch.say(choice.why)
         tracker = _open_tracker(job, run)
         with stop_signals(watch.ask_to_stop):
             verdict = _execute(job, run, prepared, tracker, watch)
         result = _conclude(job, run, prepared, tracker, verdict, time.monotonic() - began, watch)
     for line in close_books(job.storage, now_s=time.time()):
-        watch.observer.message(line)
+        watch.say(line)
     return replace(result, resumed=choice.resumed)
 
 
@@ -221,7 +248,7 @@ def _open_tracker(job: Job, run: RunFolder) -> Tracker:
     run.update_record(
         tracking_uri=job.tracking_uri,
         experiment_name=start.experiment,
-        submission_id=os.environ.get("ORCHESTRATOR_SUBMISSION_ID"),
+        submission_id=submission_id(),
     )
     return tracker
 
@@ -234,7 +261,7 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, wat
     from orchestrator.worker import WorkerTask
 
     began = time.monotonic()
-    watch.desk = desk = Desk(tracker.log_points, watch.observer.progress)
+    watch.desk = desk = Desk(tracker.log_points, watch.show)
     if watch.stop is not None:
         desk.request_stop()
     prepared_uri = prepared_folder(job.storage, prepared.manifest.key).uri
@@ -249,13 +276,27 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, wat
     except KeyboardInterrupt:
         return verdicts.stopped("killed", 130, _saved_step(task))
     except Exception as error:  # noqa: BLE001 - whatever ends a run becomes its verdict
-        _log.debug("the run failed", exc_info=True)
+        for failure in desk.failures:
+            _log.info("rank %d, attempt %d: %s\n%s", failure.rank, failure.attempt, failure.error, failure.traceback)
+        _log.info("the run ended", exc_info=error)
         if watch.stop is not None:
             return verdicts.stopped(*watch.stop, _saved_step(task))
-        return verdicts.failed(error, desk.failures, getattr(error, "failure", None))
+        return _hidden(verdicts.failed(error, desk.failures, getattr(error, "failure", None)), watch.redact)
     if status == "completed":
         return verdicts.succeeded((run.read_result() or {}).get("metrics", {}), time.monotonic() - began)
     return verdicts.stopped(*(watch.stop or ("stopped", 143)), _saved_step(task))
+
+
+def _hidden(verdict: Verdict, redact: Callable[[str], str]) -> Verdict:
+    return replace(verdict, reason=redact(verdict.reason), mend=redact(verdict.mend))
+
+
+def _log_file(run: RunFolder) -> Path:
+    """The driver's log, beside those of the attempt that its workers are about to begin."""
+    attempts = [
+        int(name.removeprefix("attempt-")) for name in run.logs.names() if name.startswith("attempt-")
+    ]
+    return local_state(run) / "logs" / f"attempt-{max(attempts, default=0) + 1}" / "driver.log"
 
 
 def _saved_step(task: WorkerTask) -> int:
@@ -289,18 +330,19 @@ def _conclude(
     """
     if watch.heartbeat is not None and watch.heartbeat.lost:
         raise OrchestratorError(f"another driver has taken over {run.label}", "this one ends")
-    observer, attempts = watch.observer, watch.desk.attempt if watch.desk else 0
+    attempts = watch.desk.attempt if watch.desk else 0
+    _log.info("%s", format_verdict(verdict, run.label))
     run.write_verdict(verdict)
-    observer.message("recording the run in MLflow")
+    watch.say("recording the run in MLflow")
     record_end(tracker, job.loaded, run, verdict, prepared.manifest, seconds)
     shipped = tracker.close(_TRACKING_PATIENCE_S)
     if not shipped:
-        observer.message(
+        watch.say(
             f"MLflow at {job.tracking_uri} took not everything ({tracker.problem or 'no answer'}); the rest waits "
             f"in {journal_folder(run)} and is sent by the next run"
         )
     for refusal in tracker.refused:
-        observer.message(f"MLflow refused: {refusal}")
+        watch.say(f"MLflow refused: {refusal}")
     run.update_record(mlflow_run_id=tracker.run_id, attempts=attempts)
     result = run.read_result() or {}
     checkpoint = result.get("checkpoint")

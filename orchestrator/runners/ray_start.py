@@ -5,6 +5,7 @@ Imports: ray, inside functions, since it takes a second.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -44,6 +45,13 @@ def cluster_address(address: str | None) -> str | None:
 def inside_ray_job() -> bool:
     """Whether this process was started by `ray job submit`."""
     return bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+
+
+def submission_id() -> str | None:
+    """The Ray job that this process is the driver of; None outside of one."""
+    config = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    metadata = json.loads(config).get("metadata", {}) if config else {}
+    return metadata.get("job_submission_id")
 
 
 def start_ray(spec: JobSpec, address: str | None) -> bool:

@@ -1,6 +1,6 @@
 """What all sections of a job spec share: strict keys, and the field types that carry units.
 
-Imports: pydantic, and `spec.units`.
+Imports: pydantic, and `units`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
-from orchestrator.spec.units import parse_duration, parse_size
+from orchestrator.units import parse_duration, parse_size
 
 
 class Section(BaseModel):

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from typer.testing import CliRunner
 
-from orchestrator.cli.app import app
 from orchestrator.runners import jobs
 from orchestrator.runners.job_package import JobPackage
 from tests.cluster.conftest import Head, end_with_all_children, free_ports, head_environment, wait_until_up
@@ -74,20 +72,3 @@ def test_the_doctor_compares_versions_with_the_cluster(ray_head: Head, tmp_path:
     silent, *_ = examine(Places(str(tmp_path), uri, "http://127.0.0.1:9"), names=["ray"], timeout_s=60)
     assert (answers.level, "1 nodes, 2 CPUs" in answers.reason) == ("ok", True), answers
     assert (silent.level, "no Ray cluster answers" in silent.reason) == ("fail", True)
-
-
-def test_submit_follows_the_log_and_exits_as_the_job(
-    ray_head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The job's own data are not there, so that it ends at once, with the code of a usage error."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "job.yaml").write_text(
-        "name: no-data\n"
-        "data: {source: {kind: csv, path: nothing.csv}, target: y}\n"
-        "model: {name: mlp}\n"
-        f"storage: {tmp_path}/runs\n"
-    )
-    result = CliRunner().invoke(app, ["submit", "job.yaml", "--address", ray_head.address])
-    assert result.exit_code == 2, result.output
-    assert "submitted no-data-20" in result.output
-    assert "nothing.csv" in result.output

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.spec import load_spec
-from orchestrator.spec.units import parse_duration, parse_size
+from orchestrator.units import parse_duration, parse_size
 from tests.unit.spec_helpers import minimal
 
 
