@@ -277,7 +277,9 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, wat
         return verdicts.stopped("killed", 130, _saved_step(task))
     except Exception as error:  # noqa: BLE001 - whatever ends a run becomes its verdict
         for failure in desk.failures:
-            _log.info("rank %d, attempt %d: %s\n%s", failure.rank, failure.attempt, failure.error, failure.traceback)
+            _log.info(
+                "rank %d, attempt %d: %s\n%s", failure.rank, failure.attempt, failure.error, failure.traceback
+            )
         _log.info("the run ended", exc_info=error)
         if watch.stop is not None:
             return verdicts.stopped(*watch.stop, _saved_step(task))

@@ -77,7 +77,8 @@ def start_ray(spec: JobSpec, address: str | None) -> bool:
         cpus = max(os.cpu_count() or 1, round(spec.resources.num_workers * per_worker["CPU"] + 0.499))
         if env_vars:
             common["runtime_env"] = {"env_vars": env_vars}
-        ray.init(num_cpus=cpus, include_dashboard=False, **common)
+        # "local": another Ray on this machine is not joined by accident.
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
         return True
     if not inside_ray_job():
         runtime_env: dict[str, Any] = {

@@ -25,6 +25,8 @@ from orchestrator.engine.link import Letter, Reply, WorkerLink
 from orchestrator.errors import Cause, OrchestratorError, PlacementError
 from orchestrator.records import Failure
 from orchestrator.runners.desk import Desk
+from orchestrator.runners.environment import environment
+from orchestrator.spec import JobSpec
 from orchestrator.worker import WorkerTask, train_worker
 
 _log = logging.getLogger(__name__)
@@ -141,33 +143,44 @@ def run_ray_train(task: WorkerTask, desk: Desk, *, embedded: bool) -> str:
         name="ray-train",
         daemon=True,
     )
-    thread.start()
+    with environment(_settings(spec, embedded), override=False):
+        thread.start()
+        _watch(task, thread, mailbox, desk, outcome)
+    ray.kill(mailbox)
+    _remove_ray_folder(task)
+    if "error" in outcome:
+        raise outcome["error"]
+    return str(outcome["status"])
+
+
+def _watch(
+    task: WorkerTask, thread: threading.Thread, mailbox: Any, desk: Desk, outcome: dict[str, Any]
+) -> None:
+    """Carry letters between the mailbox and the desk until Ray is done, or stop_grace and more has passed."""
+    grace_s = task.spec.failure.stop_grace
     stop_asked_s: float | None = None
     answers: dict[int, int] = {}
     while True:
         running = thread.is_alive()
         if desk.stop_requested and stop_asked_s is None:
             stop_asked_s = time.monotonic()
-        overdue = stop_asked_s is not None and time.monotonic() - stop_asked_s > spec.failure.stop_grace
+        waited_s = time.monotonic() - stop_asked_s if stop_asked_s is not None else 0.0
         try:
-            letters = ray.get(mailbox.take.remote(answers, desk.stop_requested, overdue), timeout=30)
+            letters = ray.get(
+                mailbox.take.remote(answers, desk.stop_requested, waited_s > grace_s), timeout=30
+            )
         except ray.exceptions.RayError as error:
             _log.warning("the mailbox does not answer: %s", error)
             letters = []
         for letter in letters:
             answers[letter.attempt] = desk.exchange(letter).acknowledged
         if not running:
-            break
-        if stop_asked_s is not None and time.monotonic() - stop_asked_s > spec.failure.stop_grace + _ABORT_S:
+            return
+        if waited_s > grace_s + _ABORT_S:
             _log.warning("Ray did not end the workers in time; leaving them to it")
             outcome["status"] = "stopped"
-            break
+            return
         thread.join(_POLL_S)
-    ray.kill(mailbox)
-    _remove_ray_folder(task)
-    if "error" in outcome:
-        raise outcome["error"]
-    return str(outcome["status"])
 
 
 class _EmbeddedTrainer(TorchTrainer):  # type: ignore[misc]
@@ -184,21 +197,6 @@ class _EmbeddedTrainer(TorchTrainer):  # type: ignore[misc]
 def _fit(task: WorkerTask, mailbox: Any, outcome: dict[str, Any], *, embedded: bool) -> None:
     spec = task.spec
     resources, failures = spec.resources, spec.failure.max_failures
-    tries = failures + 1
-    defaults = {
-        # Paths of the user's stay relative to where the job runs.
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(math.ceil(resources.start_timeout / tries)),
-        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
-        # One machine is not taken away in parts, and nobody scrapes it.
-        **(
-            {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"} if embedded else {}
-        ),
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
     ray_folder = task.run.folder / "ray"
     try:
         trainer = (_EmbeddedTrainer if embedded else TorchTrainer)(
@@ -227,6 +225,23 @@ def _fit(task: WorkerTask, mailbox: Any, outcome: dict[str, Any], *, embedded: b
         outcome["error"] = _explain(error, resources.start_timeout)
     except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
         outcome["error"] = error
+
+
+def _settings(spec: JobSpec, embedded: bool) -> dict[str, str]:
+    """Ray Train's settings, which it takes from the environment of the driver."""
+    tries = spec.failure.max_failures + 1
+    return {
+        # Paths of the user's stay relative to where the job runs.
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(math.ceil(spec.resources.start_timeout / tries)),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+        # One machine is not taken away in parts, and nobody scrapes it.
+        **(
+            {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"} if embedded else {}
+        ),
+    }
 
 
 class RunFailed(OrchestratorError):

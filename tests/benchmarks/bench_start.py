@@ -28,7 +28,11 @@ TARGET = 1.05
 def start_of_ours(folder: Path, address: str | None) -> float:
     """Seconds from the process' start to the first optimizer step of `orchestrator run`."""
     command = [sys.executable, "-m", "orchestrator", "run", str(ROOT / "jobs" / "digits.yaml"), "--fresh"]
-    command += ["train.max_epochs=1", f"storage={folder / 'runs'}", f"mlflow.tracking_uri=sqlite:///{folder}/ours.db"]
+    command += [
+        "train.max_epochs=1",
+        f"storage={folder / 'runs'}",
+        f"mlflow.tracking_uri=sqlite:///{folder}/ours.db",
+    ]
     began = time.time()
     _run(command + (["--address", address] if address else []), folder)
     newest = max((folder / "runs").glob("digits-*"), key=lambda run: int(run.name.rpartition("-")[2]))
@@ -55,7 +59,9 @@ def _run(command: list[str], folder: Path) -> None:
     with (folder / "log").open("a") as log:
         done = subprocess.run(command, cwd=folder, env=env, stdout=log, stderr=log, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed; see {folder / 'log'}\n" + (folder / "log").read_text()[-3000:])
+        raise SystemExit(
+            f"{' '.join(command)} failed; see {folder / 'log'}\n" + (folder / "log").read_text()[-3000:]
+        )
 
 
 def compare(name: str, folder: Path, runs: int, address: str | None) -> bool:
@@ -79,7 +85,14 @@ def main() -> int:
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     ray = [str(Path(sys.executable).with_name("ray"))]
-    head = ["start", "--head", "--port=6390", "--num-cpus=2", "--include-dashboard=true", "--dashboard-port=8390"]
+    head = [
+        "start",
+        "--head",
+        "--port=6390",
+        "--num-cpus=2",
+        "--include-dashboard=true",
+        "--dashboard-port=8390",
+    ]
     good = True
     try:
         good &= compare("embedded Ray", folder, arguments.runs, None)

@@ -32,7 +32,7 @@ SPEC: dict[str, Any] = {
         "split": {"kind": "stratified"},
         "transforms": [{"kind": "standardize"}],
     },
-    "model": {"name": "mlp", "args": {"hidden": [16]}},
+    "model": {"name": "mlp"},
     "train": {"max_epochs": 2, "global_batch_size": 50, "optimizer": {"kind": "adamw", "lr": 0.01}},
     "mlflow": {"registered_model_name": "small"},
 }
@@ -227,7 +227,7 @@ def wait_for_step(storage: Folder, step: int, timeout_s: float) -> RunFolder:
 
 
 def test_what_can_never_fit_is_refused_at_once(ray_cluster: str, tmp_path: Path) -> None:
-    with pytest.raises(Infeasible, match="1000 CPU.*num_workers"):
+    with pytest.raises(Infeasible, match=r"1000 CPU.*num_workers"):
         run(
             tmp_path, resources={"num_workers": 10, "resources_per_worker": {"CPU": 100}}, address=ray_cluster
         )
@@ -246,22 +246,22 @@ def test_a_signal_stops_the_command_and_it_saves(tmp_path: Path, number: int, co
         "--inline",
         f"storage={tmp_path / 'runs'}",
     ]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "train.max_epochs=100000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stdout is not None
-    output = ""
-    for line in process.stdout:
-        output += line
-        if line.startswith("epoch "):
-            break
-    process.send_signal(number)
-    output += process.stdout.read()
-    assert process.wait(60) == code, output
+    ) as process:
+        assert process.stdout is not None
+        output = ""
+        for line in process.stdout:
+            output += line
+            if line.startswith("epoch "):
+                process.send_signal(number)
+                break
+        output += process.stdout.read()
+    assert process.returncode == code, output
     assert "verdict: STOPPED" in output.splitlines()[-1]
     (stopped,) = list_runs(Folder.at(tmp_path / "runs"))
     verdict = stopped.read_verdict()

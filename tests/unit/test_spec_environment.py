@@ -56,7 +56,9 @@ def test_a_variable_that_is_asked_for_says_in_the_spec_s_own_words_what_to_do_wi
     assert filled(text, X="x", Y="y").document.values == {"a": "x", "b": "x", "c": "y"}
 
 
-@pytest.mark.parametrize("text", ["${env:}", "${env:1X}", "${env:X", "${env:A-B}", "${env:X:-${env:Y}}", "${env:X:+x}"])
+@pytest.mark.parametrize(
+    "text", ["${env:}", "${env:1X}", "${env:X", "${env:A-B}", "${env:X:-${env:Y}}", "${env:X:+x}"]
+)
 def test_malformed_references(text: str) -> None:
     found = filled(f"a: '{text}'", X="x", Y="y")
     assert len(found.faults) == 1
