@@ -48,10 +48,12 @@ def train(attempt: Attempt) -> Outcome:
             position.batch += 1
             position.evaluated = False
             last = position.batch == recipe.steps_per_epoch or position.step == recipe.total_steps
-            if attempt.window.full or last:
-                stopped = _agree(attempt)
             every = attempt.saving.every_n_steps
-            if stopped or (every and position.step % every == 0 and not last):
+            due = every is not None and position.step % every == 0
+            # A checkpoint carries the points of all steps before it, so the window is emptied first.
+            if attempt.window.full or last or due:
+                stopped = _agree(attempt)
+            if stopped or (due and not last):
                 attempt.save()
                 attempt.window.restart_clock()
         if not stopped:

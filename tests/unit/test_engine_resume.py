@@ -115,3 +115,13 @@ def test_a_longer_run_goes_on_from_a_finished_one(tmp_path: Path) -> None:
     assert longer.position.step == 2 * short.position.step
     for key, value in straight.model.state_dict().items():
         assert torch.equal(longer.model.state_dict()[key], value), key
+
+
+def test_a_checkpoint_carries_the_points_of_every_step_before_it(tmp_path: Path) -> None:
+    spec = case_spec(train={"max_epochs": 1}, checkpoint={"every_n_steps": 5, "num_to_keep": 99})
+    attempt = case_attempt(spec, tmp_path)
+    attempt.window.restart_clock = lambda: None  # type: ignore[method-assign]
+    train(attempt)
+    for manifest in attempt.store.manifests():
+        points = attempt.store.load(manifest)["points"]
+        assert {step for key, _, step, _ in points if key == "train/loss"} >= set(range(1, manifest.step + 1))
