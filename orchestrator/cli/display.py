@@ -17,19 +17,9 @@ from orchestrator.records import Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.runners.driver import Observer
+    from orchestrator.runners.watch import Observer
 
 _LINE_EVERY_S = 5.0
-
-
-class Quiet:
-    """Shows nothing."""
-
-    def message(self, text: str) -> None:
-        pass
-
-    def progress(self, progress: Progress) -> None:
-        pass
 
 
 class Lines:
@@ -104,7 +94,9 @@ class Live:
 def observer_for(kind: Literal["auto", "quiet"]) -> Iterator[Observer]:
     """A live display where standard output is a terminal, lines where it is not, nothing for 'quiet'."""
     if kind == "quiet":
-        yield Quiet()
+        from orchestrator.runners.watch import Silent
+
+        yield Silent()
     elif not sys.stdout.isatty():
         yield Lines()
     else:

@@ -9,124 +9,45 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from orchestrator.errors import OrchestratorError, UsageError
-from orchestrator.monitor.progress_lines import format_progress, format_verdict
+from orchestrator.errors import OrchestratorError
+from orchestrator.monitor.progress_lines import format_verdict
 from orchestrator.monitor.rank_log import rank_log
-from orchestrator.records import Progress, Verdict
+from orchestrator.records import Verdict
 from orchestrator.runners import verdicts
 from orchestrator.runners.books import close_books, journal_folder
 from orchestrator.runners.environment import environment
+from orchestrator.runners.job import Job, resolve_job, search_paths
 from orchestrator.runners.ray_start import (
     check_fits,
-    cluster_address,
-    inside_ray_job,
     start_ray,
     submission_id,
 )
 from orchestrator.runners.recording import local_state, record_end, start_of
 from orchestrator.runners.result import Result
 from orchestrator.runners.stop_signals import stop_signals
+from orchestrator.runners.watch import Observer, Silent, Watch
 from orchestrator.runs.choose import Choice, choose_run
 from orchestrator.runs.claim import release_claim
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.identity import identify
-from orchestrator.storage import Folder
-from orchestrator.tracking.links import resolve_tracking_uri, run_link, ui_base
+from orchestrator.tracking.links import run_link, ui_base
 from orchestrator.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from orchestrator.data.prepared import Prepared
-    from orchestrator.runners.desk import Desk
     from orchestrator.spec import LoadedSpec
     from orchestrator.worker import WorkerTask
 
 _log = logging.getLogger(__name__)
-DEFAULT_STORAGE = "runs"
 _TRACKING_PATIENCE_S = 60.0
-_LOG_PROGRESS_EVERY_S = 10.0
-
-
-class Observer(Protocol):
-    """Whoever watches a run: a terminal, a log, a notebook."""
-
-    def message(self, text: str) -> None: ...
-
-    def progress(self, progress: Progress) -> None: ...
-
-
-class Silent:
-    """Watches nothing."""
-
-    def message(self, text: str) -> None:
-        pass
-
-    def progress(self, progress: Progress) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is run and how; resolved before anything starts."""
-
-    loaded: LoadedSpec
-    storage: Folder
-    tracking_uri: str
-    address: str | None
-    inline: bool
-    in_job: bool
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the run brings its own Ray along, on this machine."""
-        return not self.inline and self.address is None and not self.in_job
-
-
-class _Watch:
-    """What the driver's threads share: who looks on, how far the run is, and whether it shall stop."""
-
-    def __init__(self, observer: Observer, redact: Callable[[str], str]) -> None:
-        self._observer = observer
-        self._logged_s = 0.0
-        self.redact = redact
-        self.desk: Desk | None = None
-        self.heartbeat: Heartbeat | None = None
-        self.stop: tuple[str, int] | None = None
-
-    def say(self, text: str) -> None:
-        """Tell the onlooker and the driver's log."""
-        _log.info("%s", text)
-        self._observer.message(self.redact(text))
-
-    def show(self, progress: Progress) -> None:
-        """Pass progress on; now and then a line of it goes into the log."""
-        self._observer.progress(progress)
-        if time.monotonic() - self._logged_s >= _LOG_PROGRESS_EVERY_S:
-            self._logged_s = time.monotonic()
-            _log.info("%s", format_progress(progress))
-
-    def last_progress(self) -> Progress | None:
-        if self.desk is None:
-            return None
-        if self.heartbeat is not None:
-            self.heartbeat.attempt = max(1, self.desk.attempt)
-        return self.desk.progress
-
-    def ask_to_stop(self, why: str, exit_code: int = 143) -> None:
-        """Let the workers save and end; the first reason counts."""
-        if self.stop is None:
-            self.stop = (why, exit_code)
-            self.say(f"{why}: the workers save their state and end")
-            if self.desk is not None:
-                self.desk.request_stop()
 
 
 def run_job(
@@ -146,9 +67,9 @@ def run_job(
     began = time.monotonic()
     from orchestrator.spec import redact, secret_values
 
-    job = _resolve(loaded, inline=inline, address=address)
+    job = resolve_job(loaded, inline=inline, address=address)
     secrets = secret_values(loaded.spec)
-    watch = _Watch(observer or Silent(), functools.partial(redact, secrets=list(secrets.values())))
+    watch = Watch(observer or Silent(), functools.partial(redact, secrets=list(secrets.values())))
     with environment(secrets), contextlib.ExitStack() as stack:
         prepared, choice = _prepare(job, stack, fresh=fresh, resume=resume)
         run = choice.run
@@ -164,37 +85,6 @@ def run_job(
     for line in close_books(job.storage, now_s=time.time()):
         watch.say(line)
     return replace(result, resumed=choice.resumed)
-
-
-def resolve_storage(spec_storage: str | None, *, in_job: bool) -> Folder:
-    """Where runs lie: the spec's, else `ORCHESTRATOR_STORAGE`, else `./runs`.
-
-    Raises UsageError for a relative place inside a Ray job, whose working directory is thrown away.
-    """
-    chosen = spec_storage or os.environ.get("ORCHESTRATOR_STORAGE") or DEFAULT_STORAGE
-    if in_job and "://" not in chosen and not Path(chosen).expanduser().is_absolute():
-        raise UsageError(
-            f"storage '{chosen}' is relative, and a Ray job's working directory is thrown away with all in it",
-            "set storage in the spec, or ORCHESTRATOR_STORAGE, to a folder that all nodes share, or a URI",
-        )
-    return Folder.at(chosen)
-
-
-def _resolve(loaded: LoadedSpec, *, inline: bool, address: str | None) -> Job:
-    if inline and address:
-        raise UsageError("--inline runs in this process; it takes no --address")
-    if inline and loaded.spec.resources.num_workers > 1:
-        _log.info("--inline trains as one worker, not %d", loaded.spec.resources.num_workers)
-    in_job = inside_ray_job()
-    storage = resolve_storage(loaded.spec.storage, in_job=in_job)
-    return Job(
-        loaded=loaded,
-        storage=storage,
-        tracking_uri=resolve_tracking_uri(loaded.spec.mlflow.tracking_uri, storage.uri),
-        address=None if inline else cluster_address(address),
-        inline=inline,
-        in_job=in_job,
-    )
 
 
 def _prepare(
@@ -253,7 +143,7 @@ def _open_tracker(job: Job, run: RunFolder) -> Tracker:
     return tracker
 
 
-def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, watch: _Watch) -> Verdict:
+def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, watch: Watch) -> Verdict:
     """Train; whatever happens becomes a verdict."""
     from orchestrator.data.prepare import prepared_folder
     from orchestrator.runners.desk import Desk
@@ -265,7 +155,7 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, wat
     if watch.stop is not None:
         desk.request_stop()
     prepared_uri = prepared_folder(job.storage, prepared.manifest.key).uri
-    task = WorkerTask(job.loaded.spec, run, prepared_uri, _search_paths(job))
+    task = WorkerTask(job.loaded.spec, run, prepared_uri, search_paths(job))
     try:
         if job.inline:
             status = run_inline(task, desk)
@@ -308,15 +198,6 @@ def _saved_step(task: WorkerTask) -> int:
     return manifests[-1].step if manifests else 0
 
 
-def _search_paths(job: Job) -> list[str]:
-    """Where workers find user code: absolute on this machine; on a cluster relative to the shipped folder."""
-    here = Path.cwd().resolve()
-    paths = [Path(path).resolve() for path in job.loaded.search_paths]
-    if job.inline or job.embedded:
-        return [str(path) for path in paths]
-    return [str(path.relative_to(here)) if path.is_relative_to(here) else str(path) for path in paths]
-
-
 def _conclude(
     job: Job,
     run: RunFolder,
@@ -324,7 +205,7 @@ def _conclude(
     tracker: Tracker,
     verdict: Verdict,
     seconds: float,
-    watch: _Watch,
+    watch: Watch,
 ) -> Result:
     """Write the verdict, record the end in MLflow, and give back what the caller wants to know.
 

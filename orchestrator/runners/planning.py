@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.runners.driver import resolve_storage
+from orchestrator.runners.job import resolve_storage
 from orchestrator.runners.ray_start import check_fits, cluster_address, inside_ray_job
 
 if TYPE_CHECKING:

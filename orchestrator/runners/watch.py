@@ -1,0 +1,75 @@
+"""What the driver's threads share: who looks on, how far the run is, and whether it shall stop. Imports: no ray."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrator.monitor.progress_lines import format_progress
+from orchestrator.records import Progress
+from orchestrator.runs.heartbeat import Heartbeat
+
+if TYPE_CHECKING:
+    from orchestrator.runners.desk import Desk
+
+_log = logging.getLogger(__name__)
+_LOG_PROGRESS_EVERY_S = 10.0
+
+
+class Observer(Protocol):
+    """Whoever watches a run: a terminal, a log, a notebook."""
+
+    def message(self, text: str) -> None: ...
+
+    def progress(self, progress: Progress) -> None: ...
+
+
+class Silent:
+    """Watches nothing."""
+
+    def message(self, text: str) -> None:
+        pass
+
+    def progress(self, progress: Progress) -> None:
+        pass
+
+
+class Watch:
+    """One run as it is watched. `redact` takes the secrets out of a text."""
+
+    def __init__(self, observer: Observer, redact: Callable[[str], str]) -> None:
+        self._observer = observer
+        self._logged_s = 0.0
+        self.redact = redact
+        self.desk: Desk | None = None
+        self.heartbeat: Heartbeat | None = None
+        self.stop: tuple[str, int] | None = None
+
+    def say(self, text: str) -> None:
+        """Tell the onlooker and the driver's log."""
+        _log.info("%s", text)
+        self._observer.message(self.redact(text))
+
+    def show(self, progress: Progress) -> None:
+        """Pass progress on; now and then a line of it goes into the log."""
+        self._observer.progress(progress)
+        if time.monotonic() - self._logged_s >= _LOG_PROGRESS_EVERY_S:
+            self._logged_s = time.monotonic()
+            _log.info("%s", format_progress(progress))
+
+    def last_progress(self) -> Progress | None:
+        if self.desk is None:
+            return None
+        if self.heartbeat is not None:
+            self.heartbeat.attempt = max(1, self.desk.attempt)
+        return self.desk.progress
+
+    def ask_to_stop(self, why: str, exit_code: int = 143) -> None:
+        """Let the workers save and end; the first reason counts."""
+        if self.stop is None:
+            self.stop = (why, exit_code)
+            self.say(f"{why}: the workers save their state and end")
+            if self.desk is not None:
+                self.desk.request_stop()
