@@ -51,6 +51,26 @@ class Failure:
     exit_code: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What a worker sends: points numbered from `first`, and where it stands."""
+
+    rank: int
+    attempt: int
+    first: int
+    points: tuple[Point, ...]
+    progress: Progress | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The driver's answer: points below `acknowledged` are safe on its disk; `stop` asks to save and end."""
+
+    acknowledged: int
+    stop: bool = False
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The last word on a run: how it ended, why, and what to do."""

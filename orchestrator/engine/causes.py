@@ -8,7 +8,6 @@ import torch
 
 from orchestrator.errors import Cause, OrchestratorError
 
-NOT_RETRIED: frozenset[Cause] = frozenset({"user error", "data", "time limit"})
 _PEER_LOST = (
     "connection closed by peer",
     "connection reset by peer",

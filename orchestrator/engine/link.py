@@ -12,34 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from orchestrator.records import Failure, Point, Progress
+from orchestrator.records import Failure, Letter, Point, Progress, Reply
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """What a worker sends: points numbered from `first`, and where it stands."""
-
-    rank: int
-    attempt: int
-    first: int
-    points: tuple[Point, ...]
-    progress: Progress | None = None
-    failure: Failure | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The driver's answer: points below `acknowledged` are safe on its disk; `stop` asks to save and end."""
-
-    acknowledged: int
-    stop: bool = False
 
 
 class Channel(Protocol):

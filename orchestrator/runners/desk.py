@@ -6,8 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from orchestrator.engine.link import Letter, Reply
-from orchestrator.records import Failure, Point, Progress
+from orchestrator.records import Failure, Letter, Point, Progress, Reply
 
 
 class Desk:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -99,11 +100,13 @@ def _prepare(
     add_search_paths(loaded.search_paths)
     source = fingerprint(spec.data, [str(path) for path in loaded.search_paths], memo_file(job.storage))
     identity = identify(spec, source, loaded.search_paths)
-    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
+    with ThreadPoolExecutor(2, thread_name_prefix="prepare") as pool:
         preparing: Future[Prepared] = pool.submit(
             prepare, spec.data, task=spec.train.task, seed=spec.seed, storage=job.storage, fingerprint=source
         )
         if not job.inline:
+            # While Ray's processes come up there is time to import torch.
+            pool.submit(importlib.import_module, "orchestrator.worker")
             stack.enter_context(_ray(job))
         prepared = preparing.result()
     stack.callback(discard, spec.data, job.storage, prepared)

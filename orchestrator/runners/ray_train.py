@@ -16,16 +16,18 @@ import uuid
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.config import LoggingConfig
 
-from orchestrator.engine.link import Letter, Reply, WorkerLink
-from orchestrator.errors import Cause, OrchestratorError, PlacementError
-from orchestrator.records import Failure
+from orchestrator.engine.link import WorkerLink
+from orchestrator.errors import OrchestratorError, PlacementError
+from orchestrator.records import Failure, Letter, Reply
 from orchestrator.runners.desk import Desk
 from orchestrator.runners.environment import environment
+from orchestrator.runners.mailbox import Mailbox
+from orchestrator.runners.ray_retry import NoRetry, WorkerFailed
 from orchestrator.spec import JobSpec
 from orchestrator.worker import WorkerTask, train_worker
 
@@ -33,41 +35,6 @@ _log = logging.getLogger(__name__)
 _COLLECTIVE_TIMEOUT_S = 120
 _POLL_S = 0.2
 _ABORT_S = 15
-
-
-class WorkerFailed(OrchestratorError):
-    """A rank's error, as it reaches Ray's controller: its class decides on the retry."""
-
-    def __init__(self, reason: str, cause: Cause) -> None:
-        super().__init__(reason)
-        self.worker_cause: Cause = cause
-
-    def __reduce__(self) -> tuple[type[WorkerFailed], tuple[str, Cause]]:
-        return type(self), (self.reason, self.worker_cause)
-
-
-class Mailbox:
-    """Holds letters until the driver takes them, and what the driver answered. A Ray actor of no CPU."""
-
-    def __init__(self) -> None:
-        self._letters: list[Letter] = []
-        self._acknowledged: dict[int, int] = {}
-        self._stop = False
-        self._abort = False
-
-    def exchange(self, letter: Letter) -> tuple[Reply, bool]:
-        self._letters.append(letter)
-        return Reply(self._acknowledged.get(letter.attempt, 0), self._stop), self._abort
-
-    def take(self, answers: dict[int, int], stop: bool, abort: bool) -> list[Letter]:
-        """The driver's call: leave answers and wishes, take the letters."""
-        self._acknowledged.update(answers)
-        self._stop, self._abort = stop, abort
-        letters, self._letters = self._letters, []
-        return letters
-
-    def ending(self) -> bool:
-        return self._stop or self._abort
 
 
 class _MailboxChannel:
@@ -85,25 +52,6 @@ class _MailboxChannel:
             os._exit(1)
         result: Reply = reply
         return result
-
-
-class _NoRetry(UserCallback):  # type: ignore[misc]
-    """Keeps Ray from repeating what cannot get better: raising here makes an error final."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        from orchestrator.engine.causes import NOT_RETRIED
-
-        for rank, error in worker_exceptions.items():
-            failed = getattr(error, "_base_exc", error)
-            cause = failed.worker_cause if isinstance(failed, WorkerFailed) else None
-            if cause in NOT_RETRIED:
-                raise RuntimeError(f"rank {rank} failed with a {cause}, which is not retried: {failed}")
-        with contextlib.suppress(ray.exceptions.RayError):
-            if ray.get(self._mailbox.ending.remote(), timeout=10):
-                raise RuntimeError("the run is being stopped: no retry")
 
 
 def _worker_main(config: dict[str, Any]) -> str:
@@ -216,7 +164,7 @@ def _fit(task: WorkerTask, mailbox: Any, outcome: dict[str, Any], *, embedded: b
                 storage_path=ray_folder.path,
                 storage_filesystem=ray_folder.filesystem,
                 failure_config=FailureConfig(max_failures=failures, controller_failure_limit=failures),
-                callbacks=[_NoRetry(mailbox)],
+                callbacks=[NoRetry(mailbox)],
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.engine.link import Letter, Reply, WorkerLink
+from orchestrator.engine.link import WorkerLink
+from orchestrator.records import Letter, Reply
 from orchestrator.tracking import Op, RunState, Sink, SinkUnavailable, StartRun, Tracker
 from orchestrator.tracking.mlflow_sink import MlflowSink, connect
 

@@ -11,7 +11,7 @@ import torch
 from sklearn import metrics as reference
 
 from orchestrator.engine.causes import cause_of, describe
-from orchestrator.engine.link import Letter, Reply, WorkerLink
+from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.metrics import MetricSet, check_metrics
 from orchestrator.engine.objective import build_objective
 from orchestrator.engine.optim import learning_rate_factor
@@ -19,7 +19,7 @@ from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
 from orchestrator.engine.stopping import EarlyStopper, is_better
 from orchestrator.engine.window import StepWindow
 from orchestrator.errors import DataError, UsageError
-from orchestrator.records import Point
+from orchestrator.records import Letter, Point, Reply
 from orchestrator.spec.train import Schedule
 
 
@@ -88,9 +88,9 @@ def test_binary_and_regression_metrics_equal_scikit_learn() -> None:
 
 
 def test_metrics_and_losses_that_do_not_fit_the_task_are_refused() -> None:
-    with pytest.raises(UsageError, match="'r2' does not fit the task 'binary'.*accuracy"):
+    with pytest.raises(UsageError, match=r"'r2' does not fit the task 'binary'.*accuracy"):
         check_metrics("binary", ["accuracy", "r2"])
-    with pytest.raises(UsageError, match="'mse' does not fit the task 'multiclass'.*cross_entropy"):
+    with pytest.raises(UsageError, match=r"'mse' does not fit the task 'multiclass'.*cross_entropy"):
         build_objective("multiclass", "mse")
     objective = build_objective("multiclass", "auto")
     with pytest.raises(UsageError, match=r"\(2, 5\).*\(2, 10\)"):

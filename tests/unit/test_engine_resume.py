@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.link import Letter, Reply, WorkerLink
+from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import train
+from orchestrator.records import Letter, Reply
 from tests.unit.engine_case import case_attempt, case_spec
 
 MODEL_WITH_DROPOUT = {"name": "mlp", "args": {"hidden": [16], "dropout": 0.2}}

@@ -1,0 +1,42 @@
+"""What Ray Train may try again: the part of the retry that runs in its controller process.
+
+Kept apart from the workers' code, so that the controller need not load it. Imports: ray.train.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import ray
+from ray.train import UserCallback
+
+from orchestrator.errors import NOT_RETRIED, Cause, OrchestratorError
+
+
+class WorkerFailed(OrchestratorError):
+    """A rank's error, as it reaches Ray's controller: its class decides on the retry."""
+
+    def __init__(self, reason: str, cause: Cause) -> None:
+        super().__init__(reason)
+        self.worker_cause: Cause = cause
+
+    def __reduce__(self) -> tuple[type[WorkerFailed], tuple[str, Cause]]:
+        return type(self), (self.reason, self.worker_cause)
+
+
+class NoRetry(UserCallback):  # type: ignore[misc]
+    """Keeps Ray from repeating what cannot get better: raising here makes an error final."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        for rank, error in worker_exceptions.items():
+            failed = getattr(error, "_base_exc", error)
+            cause = failed.worker_cause if isinstance(failed, WorkerFailed) else None
+            if cause in NOT_RETRIED:
+                raise RuntimeError(f"rank {rank} failed with a {cause}, which is not retried: {failed}")
+        with contextlib.suppress(ray.exceptions.RayError):
+            if ray.get(self._mailbox.ending.remote(), timeout=10):
+                raise RuntimeError("the run is being stopped: no retry")

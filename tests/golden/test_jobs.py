@@ -1,0 +1,273 @@
+"""The ready job specs: each is valid, reaches the result that its header states, and registers a model that
+repeats the run's test figures from raw rows.
+
+Each spec is trained once, in this process. What the figures should be is computed by scikit-learn from the
+registered model's predictions and from the labels in the source.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn import datasets, linear_model, metrics, preprocessing
+
+import orchestrator
+from orchestrator.cli.app import run_app
+from orchestrator.data.build import raw_rows
+from orchestrator.data.columns import array_values, image_bytes
+from orchestrator.data.prepare import prepare
+from orchestrator.data.prepared import Prepared
+from orchestrator.data.sources import read_source
+from orchestrator.errors import SpecError
+from orchestrator.runners.result import Result
+from orchestrator.spec import JobSpec, load_spec
+from orchestrator.storage import Folder
+
+JOBS = Path(__file__).parents[2] / "jobs"
+NAMES = sorted(path.stem for path in JOBS.glob("*.yaml"))
+MADE_HERE = {"image_folder": "IMAGE_FOLDER", "parquet_images": "PARQUET_IMAGES"}
+"""Jobs on data of the user's own, and the variable that names it."""
+SHORTENED: dict[str, dict[str, Any]] = {"image_folder": {"train.max_epochs": 10}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A spec that was run: its result, and its test part as a user of the model would see it."""
+
+    name: str
+    spec: JobSpec
+    result: Result
+    prepared: Prepared
+    rows: Any = field(repr=False)
+    """Raw rows: an array, or a DataFrame."""
+    targets: list[Any] = field(repr=False)
+    """Labels or numbers, as the source holds them."""
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Data for the jobs that ship none, by job."""
+    folder = tmp_path_factory.mktemp("data")
+    write_stripes(folder / "stripes")
+    write_digits(folder / "digits.parquet")
+    return {"image_folder": folder / "stripes", "parquet_images": folder / "digits.parquet"}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, own_data: dict[str, Path]
+) -> Iterator[Case]:
+    name, storage = request.param, tmp_path_factory.mktemp("storage") / "runs"
+    overrides = SHORTENED.get(name, {}) | {"storage": str(storage)}
+    if name in own_data:
+        overrides["data.source.path"] = str(own_data[name])
+    search_path = list(sys.path)
+    result = orchestrator.run(JOBS / f"{name}.yaml", inline=True, quiet=True, **overrides)
+    spec = load_spec(JOBS / f"{name}.yaml", overrides_dict=overrides).spec
+    prepared = prepare(spec.data, task=spec.train.task, seed=spec.seed, storage=Folder.at(storage))
+    test_rows = pa.array(prepared.part("test").source_rows())
+    yield Case(
+        name=name,
+        spec=spec,
+        result=result,
+        prepared=prepared,
+        rows=as_sent(raw_rows(spec.data, prepared, "test"), prepared),
+        targets=read_source(spec.data)[spec.data.target].take(test_rows).to_pylist(),
+    )
+    sys.path[:] = search_path
+    sys.modules.pop("custom_model", None)
+
+
+def as_sent(rows: pa.Table, prepared: Prepared) -> Any:
+    """Raw rows as one sends them to a model: an array of arrays, or a DataFrame with images as bytes."""
+    schema = prepared.pipeline.raw_schema
+    if schema.kind == "array":
+        return array_values(rows[schema.columns[0]])
+    if schema.kind == "encoded_image":
+        return pd.DataFrame({schema.columns[0]: image_bytes(rows[schema.columns[0]]).to_pylist()})
+    return rows.to_pandas()
+
+
+def write_stripes(folder: Path) -> None:
+    """Upright and lying stripes of any colour, width and phase, with noise, as JPEG and PNG."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for label in ("lying", "upright"):
+        (folder / label).mkdir(parents=True)
+        for i in range(80):
+            wave = np.sin(np.arange(60) / random.uniform(1.5, 4) + random.uniform(0, 6))
+            picture = np.broadcast_to(wave[:, None] if label == "lying" else wave, (60, 60))
+            colours = 128 + 100 * picture[:, :, None] * random.uniform(-1, 1, 3)
+            noisy = colours + random.normal(0, 10, (60, 60, 3))
+            image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+            image.save(folder / label / f"{i}.{'jpg' if i % 2 else 'png'}")
+
+
+def write_digits(file: Path) -> None:
+    """scikit-learn's digits as PNG bytes, in Hugging Face's layout with the names of the classes."""
+    from PIL import Image
+
+    images, labels = datasets.load_digits(return_X_y=True)
+    rows = []
+    for i, pixels in enumerate(images.reshape(-1, 8, 8)):
+        buffer = io.BytesIO()
+        Image.fromarray((pixels * 15).astype(np.uint8)).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": f"{i}.png"})
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": [f"digit {n}" for n in range(10)]},
+    }
+    table = pa.table({"image": rows, "label": labels.astype(np.int64)})
+    described = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(described), file)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_spec_is_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in MADE_HERE:
+        monkeypatch.setenv(MADE_HERE[name], "/data")
+    spec = load_spec(JOBS / f"{name}.yaml").spec
+    assert spec.name == name
+    assert spec.mlflow.registered_model_name == name
+    header = (JOBS / f"{name}.yaml").read_text().partition("\nname:")[0]
+    assert f"orchestrator run jobs/{name}.yaml" in header
+    assert "Expect:" in header
+
+
+@pytest.mark.parametrize("name", MADE_HERE)
+@pytest.mark.parametrize("verb", ["run", "validate", "submit"])
+def test_without_data_the_job_says_how_to_get_some(
+    name: str, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app([verb, str(JOBS / f"{name}.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert f"export {MADE_HERE[name]}=PATH" in said
+    assert "data.source.path=PATH" in said
+    assert "https://" in said
+    assert "Traceback" not in said
+    with pytest.raises(SpecError, match="data.source.path"):
+        orchestrator.run(JOBS / f"{name}.yaml")
+
+
+def test_the_result_is_as_the_header_states(case: Case) -> None:
+    figures = case.result.metrics
+    assert case.result.status == "SUCCEEDED"
+    if case.name == "linear_regression":
+        assert figures["test/mse"] == pytest.approx(0.1**2, rel=0.1)
+        assert trained_weights(case) == pytest.approx([3, 2], abs=0.02)
+    elif case.name == "diabetes":
+        rmse, r2 = ridge_regression(case)
+        assert figures["test/rmse"] < 1.05 * rmse
+        assert figures["test/r2"] > 0.95 * r2
+    else:
+        assert figures["test/accuracy"] >= LEAST_ACCURACY[case.name]
+
+
+LEAST_ACCURACY = {
+    "breast_cancer": 0.95,
+    "custom_model": 0.94,
+    "digits": 0.97,
+    "image_folder": 0.95,  # of the stripes: photographs are not as easy
+    "parquet_images": 0.96,
+}
+
+
+def trained_weights(case: Case) -> list[float]:
+    """The one weight matrix in the model's bundle; its bias is near zero."""
+    import safetensors.numpy
+
+    tensors = safetensors.numpy.load_file(Path(case.result.folder) / "model" / "model.safetensors")
+    matrix, bias = sorted(tensors.values(), key=lambda tensor: -tensor.ndim)
+    assert abs(bias.item()) < 0.02
+    return list(matrix.ravel())
+
+
+def ridge_regression(case: Case) -> tuple[float, float]:
+    """RMSE and R² of scikit-learn's Ridge on the same parts, standardised in the same way."""
+    train = case.prepared.part("train").source_rows()
+    source = read_source(case.spec.data).to_pandas()
+    columns = list(case.prepared.pipeline.raw_schema.columns)
+    scaler = preprocessing.StandardScaler().fit(source[columns].iloc[train])
+    ridge = linear_model.Ridge().fit(
+        scaler.transform(source[columns].iloc[train]), source["target"].iloc[train]
+    )
+    predicted = ridge.predict(scaler.transform(case.rows))
+    return (
+        metrics.root_mean_squared_error(case.targets, predicted),
+        metrics.r2_score(case.targets, predicted),
+    )
+
+
+def test_the_registered_model_repeats_the_test_figures_from_raw_rows(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's own imports
+        import mlflow.pyfunc
+    assert case.result.model == f"models:/{case.name}/1"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", case.result.tracking_uri)
+    predicted = mlflow.pyfunc.load_model(case.result.model).predict(case.rows)
+    assert len(predicted) == len(case.targets) == case.prepared.manifest.rows["test"]
+    figures = regression_figures if case.name in ("linear_regression", "diabetes") else class_figures
+    expected = figures(case, predicted)
+    logged = {key: value for key, value in case.result.metrics.items() if key.startswith("test/")}
+    assert logged == pytest.approx({f"test/{name}": value for name, value in expected.items()}, rel=1e-6)
+
+
+def regression_figures(case: Case, predicted: pd.DataFrame) -> dict[str, float]:
+    mse = metrics.mean_squared_error(case.targets, predicted["prediction"])
+    variance = 1.0
+    if case.spec.data.target_transform:
+        train = case.prepared.part("train").source_rows()
+        variance = float(np.var(np.asarray(read_source(case.spec.data)["target"])[train]))
+    return {
+        "loss": mse / variance,  # of the standardised target
+        "mse": mse,
+        "rmse": mse**0.5,
+        "mae": metrics.mean_absolute_error(case.targets, predicted["prediction"]),
+        "r2": metrics.r2_score(case.targets, predicted["prediction"]),
+    }
+
+
+def class_figures(case: Case, predicted: pd.DataFrame) -> dict[str, float]:
+    classes = sorted(set(case.targets))
+    right = np.array([classes.index(target) for target in case.targets])
+    shares = predicted[[f"probability_{label}" for label in classes]].to_numpy()
+    assert [classes[i] for i in shares.argmax(axis=1)] == predicted["prediction"].to_list()
+    share_of_right = shares[np.arange(len(right)), right]
+    guesses = shares.argmax(axis=1)
+    how: dict[str, Any] = {"average": "binary" if len(classes) == 2 else "macro"}
+    if case.name == "custom_model":
+        return {
+            "loss": float(np.mean((1 - share_of_right) ** 2 * -np.log(share_of_right))),
+            "accuracy": metrics.accuracy_score(right, guesses),
+            "f1": metrics.f1_score(right, guesses, **how),
+            "worst_class_recall": min(metrics.recall_score(right, guesses, average=None)),
+        }
+    figures = {
+        "loss": float(np.mean(-np.log(share_of_right))),
+        "accuracy": metrics.accuracy_score(right, guesses),
+        "precision": metrics.precision_score(right, guesses, **how),
+        "recall": metrics.recall_score(right, guesses, **how),
+        "f1": metrics.f1_score(right, guesses, **how),
+    }
+    return figures | ({"auroc": metrics.roc_auc_score(right, shares[:, 1])} if len(classes) == 2 else {})
+
+
+def test_hugging_face_class_names_become_the_labels(case: Case) -> None:
+    if case.name != "parquet_images":
+        pytest.skip("about the names in a Parquet file")
+    assert case.prepared.manifest.classes == [f"digit {n}" for n in range(10)]
