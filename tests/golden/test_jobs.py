@@ -158,7 +158,7 @@ def test_without_data_the_job_says_how_to_get_some(
     assert "data.source.path=PATH" in said
     assert "https://" in said
     assert "Traceback" not in said
-    with pytest.raises(SpecError, match="data.source.path"):
+    with pytest.raises(SpecError, match=r"data.source.path"):
         orchestrator.run(JOBS / f"{name}.yaml")
 
 
