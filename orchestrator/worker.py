@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,7 +101,7 @@ def train_worker(task: WorkerTask, link: WorkerLink) -> str:
     store = checkpoint_store(spec, run)
     try:
         link.attempt = collectives.broadcast_object(store.begin_attempt() if link.rank == 0 else None)
-        with rank_log(_log_file(run, link), hide):
+        with rank_log(run.local / "logs" / f"attempt-{link.attempt}" / f"rank-{link.rank}.log", hide):
             link.start()
             link.progress(Progress(0, spec.train.max_epochs, 0, 0, phase="starting"))
             try:
@@ -174,7 +173,6 @@ def _finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Out
         metrics |= test.named("test")
     if link.rank != 0:
         return
-    link.log(metrics, attempt.position.step)
     write_bundle(
         run.model,
         model=task.spec.model,
@@ -216,12 +214,3 @@ def _test(attempt: Attempt, prepared: Prepared) -> Evaluation:
         batch_size=recipe.train.microbatch_size or recipe.train.global_batch_size,
         detailed=True,
     )
-
-
-def _log_file(run: RunFolder, link: WorkerLink) -> Path:
-    # On remote storage logs stay on the node; Ray keeps what workers print in its own logs as well.
-    logs = run.attempt_logs(link.attempt)
-    root = (
-        logs.local_path() if logs.is_local else Path.home() / ".cache" / "orchestrator" / run.label / "logs"
-    )
-    return root / f"rank-{link.rank}.log"

@@ -14,8 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -52,9 +50,13 @@ def ui(
 
     Example: orchestrator ui --port 5001
     """
+    from orchestrator.runners.books import close_books
     from orchestrator.tracking.links import resolve_tracking_uri, ui_base
 
-    uri = resolve_tracking_uri(tracking_uri, open_storage(storage).uri)
+    folder = open_storage(storage)
+    uri = resolve_tracking_uri(tracking_uri, folder.uri)
+    for line in close_books(folder, now_s=time.time()):
+        typer.echo(line, err=True)
     if uri.startswith(("http://", "https://")):
         typer.echo(f"the runs are on a server of their own: {ui_base(uri)}{_TRAINING_VIEW}")
         return
@@ -113,10 +115,12 @@ def _serve(uri: str, host: str, port: int) -> NoReturn:
 
 def _comes_up(process: subprocess.Popen[bytes], base: str) -> bool:
     """Wait until the server answers; False where it has ended instead."""
+    import urllib.request  # it takes as long to import as all of this file
+
     deadline = time.monotonic() + _START_TIMEOUT_S
     while process.poll() is None:
         with (
-            contextlib.suppress(urllib.error.URLError, OSError),
+            contextlib.suppress(OSError),
             urllib.request.urlopen(f"{base}/health", timeout=2),
         ):
             return True

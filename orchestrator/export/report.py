@@ -21,6 +21,7 @@ _TITLES = {
 _HEADLINE = ("accuracy", "f1", "auroc", "r2", "rmse", "mae")
 _MOST_IN_HEADLINE = 2
 _MOST_CLASSES = 12
+_GAP = "&emsp;"
 
 
 def run_description(
@@ -56,11 +57,15 @@ def run_description(
     if description:
         parts.append(description.strip())
     if figures:
-        table = ["| metric | validation | test |", "|---|---:|---:|"]
+        # The UI's tables have no space between columns.
+        table = [f"| metric | {_GAP}validation | {_GAP}test |", "|---|---:|---:|"]
         table += [
-            f"| {_title(name)} | {_number(val)} | {_number(test)} |" for name, (val, test) in figures.items()
+            f"| {_title(name)} | {_GAP}{_number(val)} | {_GAP}{_number(test)} |"
+            for name, (val, test) in figures.items()
         ]
         parts.append("\n".join(table))
+        if "best/step" in metrics:
+            parts.append(f"The model is the checkpoint of step {metrics['best/step']:,.0f}.")
     size = "" if num_parameters is None else f", {num_parameters:,} parameters"
     speed = f", {samples_per_s:,.0f} samples/s" if samples_per_s else ""
     facts = [

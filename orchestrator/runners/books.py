@@ -10,7 +10,6 @@ import logging
 from pathlib import Path
 
 from orchestrator.records import Verdict
-from orchestrator.runners.recording import local_state
 from orchestrator.runs.folder import RunFolder, list_runs
 from orchestrator.runs.heartbeat import is_alive
 from orchestrator.runs.reconcile import reconcile
@@ -23,7 +22,7 @@ _PATIENCE_S = 20.0
 
 def journal_folder(run: RunFolder) -> Path:
     """The tracking journal, always on this machine's disk."""
-    return local_state(run) / "tracking"
+    return run.local / "tracking"
 
 
 def close_books(storage: Folder, *, now_s: float) -> list[str]:

@@ -30,7 +30,7 @@ from orchestrator.runners.ray_start import (
     start_ray,
     submission_id,
 )
-from orchestrator.runners.recording import local_state, record_end, start_of
+from orchestrator.runners.recording import record_end, start_of
 from orchestrator.runners.result import Result
 from orchestrator.runners.stop_signals import stop_signals
 from orchestrator.runners.watch import Observer, Silent, Watch
@@ -191,7 +191,7 @@ def _log_file(run: RunFolder) -> Path:
     attempts = [
         int(name.removeprefix("attempt-")) for name in run.logs.names() if name.startswith("attempt-")
     ]
-    return local_state(run) / "logs" / f"attempt-{max(attempts, default=0) + 1}" / "driver.log"
+    return run.local / "logs" / f"attempt-{max(attempts, default=0) + 1}" / "driver.log"
 
 
 def _saved_step(task: WorkerTask) -> int:

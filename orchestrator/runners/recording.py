@@ -5,6 +5,7 @@ Imports: tracking (no mlflow itself), export. No ray.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,12 +57,15 @@ def start_of(loaded: LoadedSpec, run: RunFolder, *, identity: str, in_job: bool)
 def record_end(
     tracker: Tracker, loaded: LoadedSpec, run: RunFolder, verdict: Verdict, manifest: Manifest, seconds: float
 ) -> None:
-    """Record how the run ended: pictures and the model where it succeeded, logs and a description always."""
+    """Record how the run ended: final figures, pictures, the model where it succeeded; logs, description always."""
     tags = {"orchestrator.verdict": str(verdict)}
     if verdict.cause:
         tags["orchestrator.cause"] = verdict.cause
     tracker.set_tags(tags)
-    tracker.set_description(_description(loaded, run, verdict, manifest, seconds))
+    # At step 0, since the UI draws a bar for it, which compares runs, and elsewhere a lonely dot.
+    now_ms = round(time.time() * 1000)
+    tracker.log_points(Point(key, value, 0, now_ms) for key, value in verdict.metrics.items())
+    tracker.set_description(_description(tracker, loaded, run, verdict, manifest, seconds))
     if run.folder.is_local:
         tracker.log_artifact(run.folder.local_path() / SPEC_FILE)
         if run.logs.exists():
@@ -83,12 +87,17 @@ def record_end(
 
 
 def _description(
-    loaded: LoadedSpec, run: RunFolder, verdict: Verdict, manifest: Manifest, seconds: float
+    tracker: Tracker,
+    loaded: LoadedSpec,
+    run: RunFolder,
+    verdict: Verdict,
+    manifest: Manifest,
+    seconds: float,
 ) -> str:
     spec, result, beat = loaded.spec, run.read_result() or {}, run.read_beat()
     trained = result.get("train", {})
     progress = beat.progress if beat else None
-    name = spec.mlflow.registered_model_name
+    logged = verdict.status == "SUCCEEDED" and tracker.run_id is not None
     return run_description(
         verdict,
         run=run.label,
@@ -104,7 +113,7 @@ def _description(
         duration_s=seconds,
         samples_per_s=trained["samples"] / trained["seconds"] if trained.get("seconds") else None,
         description=spec.description,
-        model_uri=f"models:/{name}/latest" if name and verdict.status == "SUCCEEDED" else None,
+        model_uri=f"runs:/{tracker.run_id}/{MODEL_NAME}" if logged else None,
         command=f"orchestrator run {loaded.path}" if loaded.path else None,
     )
 
@@ -139,14 +148,7 @@ def _local(folder: Folder, run: RunFolder) -> Path:
     """A folder of the run on this machine's disk: where storage is remote, a copy, kept until it was shipped."""
     if folder.is_local:
         return folder.local_path()
-    copy = local_state(run) / Path(folder.path).name
+    copy = run.local / Path(folder.path).name
     if folder.exists():
         folder.download(copy)
     return copy
-
-
-def local_state(run: RunFolder) -> Path:
-    """Where this machine keeps what belongs to the run: its folder, or a place in the cache for remote runs."""
-    if run.folder.is_local:
-        return run.folder.local_path()
-    return Path.home() / ".cache" / "orchestrator" / "runs" / run.label

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.errors import UsageError
@@ -70,6 +71,13 @@ class RunFolder:
     @property
     def folder(self) -> Folder:
         return self.storage / self.label
+
+    @property
+    def local(self) -> Path:
+        """Where this machine keeps what belongs to the run: its folder, or a place in the cache if that is remote."""
+        if self.folder.is_local:
+            return self.folder.local_path()
+        return Path.home() / ".cache" / "orchestrator" / "runs" / self.label
 
     @property
     def checkpoints(self) -> Folder:

@@ -43,18 +43,26 @@ def metric_key(key: str) -> str:
     return f"__{cleaned[2:]}" if cleaned.startswith("..") else cleaned
 
 
-def flatten_params(values: Mapping[str, Any], limit: int = 50) -> dict[str, str]:
+def flatten_params(values: Mapping[str, Any], limit: int = 80) -> dict[str, str]:
     """Nested values as at most about `limit` params with dotted names.
 
     The deepest levels are kept as JSON text where there would be more. Values longer than MLflow's 6,000
     characters are cut. `None` is left out.
     """
-    depth = _depth(values)
-    flat = _flatten(values, depth)
+    told = _told(values)
+    depth = _depth(told)
+    flat = _flatten(told, depth)
     while len(flat) > limit and depth > 1:
         depth -= 1
-        flat = _flatten(values, depth)
-    return {metric_key(name): _text(value) for name, value in flat.items() if value is not None}
+        flat = _flatten(told, depth)
+    return {metric_key(name): _text(value) for name, value in flat.items()}
+
+
+def _told(value: Any) -> Any:
+    """The value without the `None`s in its mappings."""
+    if isinstance(value, Mapping):
+        return {name: _told(item) for name, item in value.items() if item is not None}
+    return [_told(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _flatten(values: Mapping[str, Any], depth: int, prefix: str = "") -> dict[str, Any]:

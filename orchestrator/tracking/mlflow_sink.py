@@ -337,7 +337,7 @@ def _log_model(client: Any, op: LogModel, run_id: str, experiment_id: str) -> st
     client.log_batch(run_id, metrics=figures)
     if not op.registered_model_name:
         return f"models:/{model.model_id}"
-    version = _register(client, op.registered_model_name, run_id, model)
+    version = _register(client, op.registered_model_name, run, model)
     return f"models:/{op.registered_model_name}/{version}"
 
 
@@ -363,8 +363,8 @@ def _save_pyfunc(op: LogModel, folder: Path, run_id: str, model: Any) -> None:
     )
 
 
-def _register(client: Any, name: str, run_id: str, model: Any) -> str:
-    """Register the model under the name, once; returns the version's number."""
+def _register(client: Any, name: str, run: Any, model: Any) -> str:
+    """Register the model under the name, once, described as its run is; returns the version's number."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -372,11 +372,16 @@ def _register(client: Any, name: str, run_id: str, model: Any) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
+    made = client.search_model_versions(f"name = '{name}' AND run_id = '{run.info.run_id}'")
     version = next((version for version in made if version.source == model.artifact_location), None)
     if version is None:
         version = client.create_model_version(
-            name, model.artifact_location, run_id, await_creation_for=0, model_id=model.model_id
+            name,
+            model.artifact_location,
+            run.info.run_id,
+            description=run.data.tags.get(DESCRIPTION_TAG),
+            await_creation_for=0,
+            model_id=model.model_id,
         )
     # A server notes the version on the logged model by itself; else the UI would show it as unregistered.
     notes = json.loads(client.get_logged_model(model.model_id).tags.get("mlflow.modelVersions", "[]"))
