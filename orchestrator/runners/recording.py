@@ -5,7 +5,6 @@ Imports: tracking (no mlflow itself), export. No ray.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,9 +61,7 @@ def record_end(
     if verdict.cause:
         tags["orchestrator.cause"] = verdict.cause
     tracker.set_tags(tags)
-    # At step 0, since the UI draws a bar for it, which compares runs, and elsewhere a lonely dot.
-    now_ms = round(time.time() * 1000)
-    tracker.log_points(Point(key, value, 0, now_ms) for key, value in verdict.metrics.items())
+    tracker.log_summary(verdict.metrics)
     tracker.set_description(_description(tracker, loaded, run, verdict, manifest, seconds))
     if run.folder.is_local:
         tracker.log_artifact(run.folder.local_path() / SPEC_FILE)

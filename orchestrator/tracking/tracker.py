@@ -158,6 +158,21 @@ class Tracker:
             if isinstance(op, LogMetrics):
                 yield from op.points
 
+    def log_summary(self, metrics: Mapping[str, float]) -> None:
+        """Record figures of the run as a whole; a later summary of the same run replaces them.
+
+        They stand at step 0, since the UI draws a bar for a single value there, which compares runs.
+        """
+        now_ms = _now_ms()
+        points = tuple(
+            Point(self._clean(key), float(value) if math.isfinite(value) else math.nan, 0, now_ms)
+            for key, value in metrics.items()
+        )
+        with self._lock:
+            self._check_started()
+            if points:
+                self._journal.append(LogMetrics(points))
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         with self._lock:
             self._check_started()

@@ -349,7 +349,8 @@ def test_a_registered_model_loads_with_signature_example_and_metrics(
     assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "digits", "version": "1"}]
     run = client.get_run(state.run_id)
     assert [output.model_id for output in run.outputs.model_outputs] == [logged.model_id]
-    assert client.get_model_version("digits", "1").run_id == state.run_id
+    version = client.get_model_version("digits", "1")
+    assert (version.run_id, version.description) == (state.run_id, START.description)
 
 
 def test_a_table_example_with_bytes(

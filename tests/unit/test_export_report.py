@@ -42,10 +42,11 @@ def test_the_result_comes_first_and_the_rest_follows() -> None:
     )
     assert text.splitlines()[0] == "## Succeeded: test accuracy 0.9815, F1 0.9812"
     assert "Handwritten digits." in text
-    assert "| accuracy | 0.9900 | 0.9815 |" in text
-    assert "| loss | 0.0500 | 0.0625 |" in text
-    assert "| `my_metric` |  | 1.235e+05 |" in text
+    assert "| accuracy | &emsp;0.9900 | &emsp;0.9815 |" in text
+    assert "| loss | &emsp;0.0500 | &emsp;0.0625 |" in text
+    assert "| `my_metric` | &emsp; | &emsp;1.235e+05 |" in text
     assert "best/step" not in text
+    assert "The model is the checkpoint of step 300." in text
     assert "1,797 rows (1,257 train, 270 val, 270 test); 10 classes: 0, 1, 2" in text
     assert "`cnn`, 151,306 parameters" in text
     assert "2 workers, global batch 64, 15 epochs (300 steps) in 1 min 23 s, 2,346 samples/s" in text

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.records import Point
+from orchestrator.records import Point, Verdict
 from orchestrator.runners import recording
 from orchestrator.runs.folder import RunFolder
+from orchestrator.spec import load_spec
 from orchestrator.storage import Folder
+from orchestrator.tracking.memory import MemorySink
+from orchestrator.tracking.tracker import Tracker
 
 MATRIX = [[3, 1], [0, 2]]
 PAIRS = {"actual": [1.0, 2.0], "predicted": [1.1, 1.9]}
@@ -50,3 +53,25 @@ def test_pictures_of_what_the_test_part_gave(
     for picture in pictures:
         assert picture.parent == run.pictures.local_path()
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_final_figures_stand_at_step_0_where_the_ui_draws_bars(tmp_path: Path) -> None:
+    spec = {
+        "name": "case",
+        "data": {"source": {"kind": "linear", "coefficients": [1.0]}, "target": "y"},
+        "model": {"name": "linear"},
+    }
+    loaded, run, sink = load_spec(spec), RunFolder(Folder.at(tmp_path / "runs"), "case", 1), MemorySink()
+    run.write_spec("name: case")
+    tracker = Tracker.open(tmp_path / "journal", sink)
+    tracker.start_run(recording.start_of(loaded, run, identity="abc", in_job=False))
+    tracker.log_points([Point("val/mse", 0.5, 400, 1)])
+    manifest: Any = SimpleNamespace(rows={"train": 2}, classes=None)
+    verdict = Verdict("STOPPED", 143, "stopped", metrics={"best/val_mse": 0.25, "best/step": 300.0})
+    recording.record_end(tracker, loaded, run, verdict, manifest, 1.0)
+    assert tracker.close(10)
+    (recorded,) = sink.runs.values()
+    steps = {point.key: point.step for point in recorded.points.values()}
+    assert steps == {"val/mse": 400, "best/val_mse": 0, "best/step": 0}
+    assert recorded.tags["mlflow.note.content"].startswith("## Stopped: validation MSE 0.2500")
+    assert recorded.artifacts == {"spec.yaml"}

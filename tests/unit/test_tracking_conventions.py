@@ -55,11 +55,17 @@ def test_any_text_becomes_a_good_key_and_stays_so(key: str) -> None:
 
 
 def test_params_are_flat_text() -> None:
-    spec = {"seed": 1, "train": {"lr": 0.1, "layers": [1, 2], "note": None}, "name": "x", "empty": {}}
+    spec = {
+        "seed": 1,
+        "train": {"lr": 0.1, "layers": [1, 2], "note": None, "steps": [{"kind": "x", "z": None}]},
+        "name": "x",
+        "empty": {},
+    }
     assert flatten_params(spec) == {
         "seed": "1",
         "train.lr": "0.1",
         "train.layers": "[1, 2]",
+        "train.steps": '[{"kind": "x"}]',
         "name": "x",
         "empty": "{}",
     }
@@ -71,6 +77,11 @@ def test_params_beyond_the_limit_fold_the_deepest_level() -> None:
     assert len(params) == 31
     assert params["a.k3"] == '{"x": 3, "y": 3}'
     assert params["b.c"] == "1"
+
+
+def test_what_is_none_does_not_count_towards_the_limit() -> None:
+    spec = {"a": {"x": 1, **{f"n{i}": None for i in range(5)}}}
+    assert flatten_params(spec, limit=3) == {"a.x": "1"}
 
 
 def test_long_params_are_cut_to_what_mlflow_keeps() -> None:

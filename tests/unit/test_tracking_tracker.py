@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -435,3 +436,17 @@ def test_importing_the_package_loads_no_mlflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_later_summary_replaces_the_figures_of_an_earlier_one(tmp_path: Path) -> None:
+    """A finished run that is trained on has new test figures: MLflow shows the newest value of a step."""
+    sink = MemorySink()
+    for accuracy in (0.5, 0.75):
+        tracker = Tracker.open(tmp_path, sink)
+        tracker.start_run(StartRun("experiment", "run-1"))
+        tracker.log_summary({"test/accuracy": accuracy})
+        assert tracker.close()
+        time.sleep(0.002)  # summaries are told apart by their millisecond
+    (run,) = sink.runs.values()
+    values = [point for point in run.points.values() if point.key == "test/accuracy"]
+    assert [point.value for point in sorted(values, key=lambda point: point.timestamp_ms)] == [0.5, 0.75]
