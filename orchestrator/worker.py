@@ -22,13 +22,13 @@ from orchestrator.data.prepared import Prepared
 from orchestrator.engine import collectives
 from orchestrator.engine.attempt import Attempt, Recipe, start_attempt
 from orchestrator.engine.causes import cause_of, describe, mend_of
-from orchestrator.engine.checkpoint import CheckpointStore
+from orchestrator.engine.checkpoint import CheckpointStore, Manifest
 from orchestrator.engine.evaluate import Evaluation, evaluate
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import Outcome, train
 from orchestrator.engine.metrics import DEFAULTS, check_metrics
 from orchestrator.engine.objective import build_objective
-from orchestrator.errors import UsageError
+from orchestrator.errors import CheckpointError, UsageError
 from orchestrator.export.bundle import write_bundle
 from orchestrator.imports import add_search_paths
 from orchestrator.models.build import build_model
@@ -86,10 +86,11 @@ def build_recipe(spec: JobSpec, prepared: Prepared) -> Recipe:
     return recipe
 
 
-def train_worker(task: WorkerTask, link: WorkerLink) -> str:
+def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True) -> str:
     """Run one worker to its end: 'completed' or 'stopped'. Collective over the world of the link.
 
-    What went wrong is reported through the link before it is raised.
+    What went wrong is reported through the link before it is raised. What user code prints goes into the
+    rank's log as well with `keep_prints`: not where others print in this process too.
     """
     spec = task.spec
     run = task.run
@@ -101,7 +102,8 @@ def train_worker(task: WorkerTask, link: WorkerLink) -> str:
     store = checkpoint_store(spec, run)
     try:
         link.attempt = collectives.broadcast_object(store.begin_attempt() if link.rank == 0 else None)
-        with rank_log(run.local / "logs" / f"attempt-{link.attempt}" / f"rank-{link.rank}.log", hide):
+        log_file = run.local / "logs" / f"attempt-{link.attempt}" / f"rank-{link.rank}.log"
+        with rank_log(log_file, hide, printed=keep_prints):
             link.start()
             link.progress(Progress(0, spec.train.max_epochs, 0, 0, phase="starting"))
             try:
@@ -160,9 +162,7 @@ def _finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Out
             val_loss=attempt.metrics.get("val/loss"),
         )
     )
-    best = attempt.store.best()
-    if best is not None and best.step != attempt.position.step:
-        attempt.model.load_state_dict(attempt.store.load(best)["model"])
+    best = _load_best(attempt)
     best_step = best.step if best else attempt.position.step
     metrics: dict[str, float] = {"best/step": float(best_step)}
     metrics |= {
@@ -199,6 +199,20 @@ def _finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Out
         "train": asdict(outcome),
     }
     run.write_result(result)
+
+
+def _load_best(attempt: Attempt) -> Manifest | None:
+    """Put the best checkpoint's weights into the model; the newest weights stay where there is none, or where
+    it is damaged (every rank reads the same file and comes to the same end)."""
+    best = attempt.store.best()
+    if best is None or best.step == attempt.position.step:
+        return best
+    try:
+        attempt.model.load_state_dict(attempt.store.load(best)["model"])
+    except CheckpointError as error:
+        _log.error("the newest weights are taken instead of the best: %s", error)
+        return None
+    return best
 
 
 def _test(attempt: Attempt, prepared: Prepared) -> Evaluation:

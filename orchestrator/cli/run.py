@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,4 +83,6 @@ def _show(result: Result) -> None:
     for name, fact in facts.items():
         if fact:
             console.print(f"{name + ':':<12}{fact}", soft_wrap=True, markup=False)
-    console.print(format_verdict(result.verdict, result.run), soft_wrap=True, markup=False)
+    # A log keeps the figures in the verdict's line, where `status` and `wait` read them; a person has the table.
+    verdict = replace(result.verdict, metrics={}) if console.is_terminal else result.verdict
+    console.print(format_verdict(verdict, result.run), soft_wrap=True, markup=False)

@@ -69,10 +69,11 @@ def describe_features(table: pa.Table, section: DataSection) -> RawSchema:
     unfit = [name for name, kind in kinds.items() if not is_number(kind)]
     if unfit:
         rest = [name for name in names if name not in unfit]
+        shown = f"data.features: [{', '.join(rest[:8])}{', …' if len(rest) > 8 else ''}]"
         raise SourceError(
-            "feature columns must be numbers: "
+            "feature columns must be numbers (or be one column of encoded images or of arrays): "
             + ", ".join(f"'{name}' is {kinds[name]}" for name in unfit[:5]),
-            f"leave them out: data.features: [{', '.join(rest[:8])}{', …' if len(rest) > 8 else ''}]",
+            f"leave them out: {shown}" if rest else "name other columns by data.features",
         )
     return RawSchema("table", tuple(names), tuple(_dtype(kind) for kind in kinds.values()))
 

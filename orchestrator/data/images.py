@@ -38,12 +38,16 @@ def decode_images(
 
     The pixels of a damaged image are zero. `size` is (height, width); decoding runs on all cores.
     """
+    from PIL import UnidentifiedImageError
+
     encoded = image_bytes(column)
     pixels = np.zeros((len(column), *size, _CHANNELS[mode]), dtype=np.uint8)
 
     def decode(row: int) -> str:
         try:
             pixels[row] = _decode(encoded[row].as_py(), size, mode)
+        except UnidentifiedImageError:
+            return "no known image format"  # Pillow's message names a Python object
         except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file leads them to
             return f"{type(error).__name__}: {error}"
         return ""

@@ -17,4 +17,8 @@ def run_inline(task: WorkerTask, desk: Desk) -> str:
         if not torch.cuda.is_available():
             raise UsageError("resources.use_gpu is set, but torch sees no CUDA device here")
         device = torch.device("cuda", 0)
-    return train_worker(task, WorkerLink(device=device, channel=desk))
+    threads = torch.get_num_threads()
+    try:
+        return train_worker(task, WorkerLink(device=device, channel=desk), keep_prints=False)
+    finally:
+        torch.set_num_threads(threads)

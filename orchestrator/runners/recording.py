@@ -5,6 +5,7 @@ Imports: tracking (no mlflow itself), export. No ray.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.data.prepared import Manifest
     from orchestrator.spec import LoadedSpec
 
+_log = logging.getLogger(__name__)
 MODEL_NAME = "model"
 
 
@@ -68,7 +70,7 @@ def record_end(
         if run.logs.exists():
             tracker.log_artifact(run.logs.local_path(), "logs")
     if verdict.status == "SUCCEEDED":
-        for picture in _pictures(run, manifest, tracker.points()):
+        for picture in _drawn(run, manifest, tracker.points()):
             tracker.log_artifact(picture, "evaluation")
         folder = _local(run.model, run)
         tracker.log_model(
@@ -113,6 +115,15 @@ def _description(
         model_uri=f"runs:/{tracker.run_id}/{MODEL_NAME}" if logged else None,
         command=f"orchestrator run {loaded.path}" if loaded.path else None,
     )
+
+
+def _drawn(run: RunFolder, manifest: Manifest, points: Iterable[Point]) -> list[Path]:
+    """The pictures; a run is not lost for want of one."""
+    try:
+        return _pictures(run, manifest, points)
+    except Exception as error:  # noqa: BLE001 - drawing has many ways to fail, and none matters as much as the model
+        _log.warning("the pictures of %s could not be drawn: %s", run.label, error)
+        return []
 
 
 def _pictures(run: RunFolder, manifest: Manifest, points: Iterable[Point]) -> list[Path]:

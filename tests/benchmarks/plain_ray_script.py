@@ -65,8 +65,7 @@ def train(config: dict) -> None:
 
 if __name__ == "__main__":
     tracking_uri, first_step, epochs, *address = sys.argv[1:]
-    if address:
-        ray.init(address=address[0])
+    ray.init(address=address[0] if address else "local")
     TorchTrainer(
         train,
         train_loop_config={"tracking_uri": tracking_uri, "first_step": first_step, "epochs": int(epochs)},

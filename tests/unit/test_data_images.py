@@ -55,3 +55,4 @@ def test_damaged_images_are_named(kind: str) -> None:
     assert pixels[0].any()
     assert not pixels[1:].any()
     assert "row 1 (cut): " in str(corrupt[0])
+    assert str(corrupt[1]) == "row 2 (text): no known image format"

@@ -209,6 +209,8 @@ def test_features_that_do_not_fit() -> None:
     pixels = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((2, 2, 2)))
     with pytest.raises(SourceError, match=r"'name' is string.*data.features: \[x\]"):
         _describe(pa.table({"x": [1.0], "name": ["a"], "label": [0]}))
+    with pytest.raises(SourceError, match=r"'path' is string. name other columns by data.features"):
+        _describe(pa.table({"path": ["1.png"], "label": [0]}))
     with pytest.raises(SourceError, match="cannot be used together"):
         _describe(pa.table({"image": pixels, "x": [1, 2], "label": [0, 1]}))
     with pytest.raises(SourceError, match="no column but the target"):
