@@ -9,6 +9,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.monitor.progress_lines import format_duration, format_progress
@@ -49,6 +50,7 @@ class Live:
         from rich.progress import Progress as Bars
 
         self._console = console
+        self._last: Progress | None = None
         self._bars = Bars(
             TextColumn("[bold]{task.fields[phase]}"),
             BarColumn(bar_width=28),
@@ -62,6 +64,14 @@ class Live:
         self._console.print(text, highlight=False, markup=False)
 
     def progress(self, progress: Progress) -> None:
+        last = self._last or progress
+        # What an evaluation does not tell is as it was before.
+        self._last = progress = replace(
+            progress,
+            samples_per_s=progress.samples_per_s or last.samples_per_s,
+            train_loss=last.train_loss if progress.train_loss is None else progress.train_loss,
+            val_loss=last.val_loss if progress.val_loss is None else progress.val_loss,
+        )
         facts = [
             f"epoch {progress.epoch}/{progress.max_epochs}",
             f"step {progress.step:,}/{progress.max_steps:,}",
