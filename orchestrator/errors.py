@@ -8,6 +8,7 @@
     │   └── Infeasible         exit 2   the cluster can never run what was asked for
     ├── DataError              exit 1   data went bad in the course of the run
     ├── UserCodeError          exit 1   the user's own model, loss or metric raised
+    ├── Diverged               exit 1   the loss became infinite or not a number
     ├── CheckpointError        exit 1   a checkpoint is damaged or does not fit
     ├── TrackingError          exit 1   MLflow refused something for good
     └── PlacementError         exit 1   the workers could not be placed in time
@@ -99,6 +100,10 @@ class DataError(OrchestratorError):
 
 
 class UserCodeError(OrchestratorError):
+    cause = "user error"
+
+
+class Diverged(OrchestratorError):
     cause = "user error"
 
 

@@ -8,6 +8,7 @@ after a resume and the bits differ. Imports: torch.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -207,9 +208,11 @@ def _try_out(recipe: Recipe, model: torch.nn.Module, device: torch.device) -> No
         raise
     except Exception as error:
         shape = tuple(recipe.pipeline.transform(batch.features).shape)
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         raise UserCodeError(
             f"the model raised {type(error).__name__} on an input of shape {shape}: {error}",
-            "make it take that shape, or change data.image.size, data.features or model.args",
+            f"see {frame.filename}:{frame.lineno}; where it is the shape, change data.image.size, data.features "
+            "or model.args",
         ) from error
     model.train()
     if not isinstance(outputs, torch.Tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +15,7 @@ import torch
 from orchestrator.data.order import batch_indices, epoch_permutation, rank_slice
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.evaluate import evaluate
-from orchestrator.errors import UserCodeError
+from orchestrator.errors import Diverged, UserCodeError
 from orchestrator.records import Point, Progress
 
 
@@ -115,6 +116,13 @@ def _agree(attempt: Attempt) -> bool:
     """Let the ranks talk, log the window's steps, report progress; True where the run is to stop."""
     recipe, link, position = attempt.recipe, attempt.link, attempt.position
     agreement = attempt.window.agree(stop=link.stop_requested())
+    for record in agreement.records:
+        if not math.isfinite(record.loss):  # all ranks see the same and end together
+            raise Diverged(
+                f"the training loss became {record.loss} at step {record.step} (learning rate {record.lr:g})",
+                "lower train.optimizer.lr, add train.schedule.warmup_steps or train.clip_grad_norm, or look for "
+                "wrong values in the data",
+            )
     if link.rank == 0 and agreement.records:
         every = recipe.train.log_every_n_steps
         newest = agreement.records[-1]

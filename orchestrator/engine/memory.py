@@ -57,14 +57,15 @@ def estimate_memory(recipe: Recipe, microbatch_size: int) -> MemoryEstimate:
 
 
 def _saved_bytes(recipe: Recipe, model: torch.nn.Module, num_samples: int) -> int:
-    """Bytes of the tensors that autograd keeps, each storage once, without the model's own."""
+    """Bytes of the tensors that autograd keeps, each once, without the model's own."""
     owned = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    storages: dict[int, int] = {}
+    kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            storages[storage.data_ptr()] = storage.nbytes()
+        if tensor.untyped_storage().data_ptr() not in owned:
+            # By the tensor, not its storage: a target may be a view of the whole mapped column.
+            size = tensor.numel() * tensor.element_size()
+            kept[tensor.data_ptr()] = max(size, kept.get(tensor.data_ptr(), 0))
         return tensor
 
     batch = recipe.train_part.gather(np.arange(num_samples))
@@ -74,7 +75,7 @@ def _saved_bytes(recipe: Recipe, model: torch.nn.Module, num_samples: int) -> in
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         outputs = recipe.objective.shape_outputs(model(features))
         recipe.objective.losses(outputs, targets).sum()
-    return sum(storages.values())
+    return sum(kept.values())
 
 
 def _bytes(tensors: Any) -> int:

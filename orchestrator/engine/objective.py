@@ -68,10 +68,18 @@ class Objective:
         return outputs.squeeze(1) if self.task != "multiclass" and outputs.ndim == 2 else outputs
 
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """One loss per sample, (n,). A user's loss that gives a mean counts the same for each sample."""
+        """One loss per sample, (n,). A user's loss that gives a mean counts the same for each sample.
+
+        Raises UserCodeError for a user's loss of another length.
+        """
         losses = self.loss(outputs, targets)
         if losses.ndim == 0:
             return losses.expand(len(targets))
+        if len(losses) != len(targets):
+            raise UserCodeError(
+                f"train.loss gave a tensor of shape {tuple(losses.shape)} for {len(targets)} samples",
+                "return one loss per sample, or their mean",
+            )
         return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
 
     def check_outputs(self, outputs: torch.Tensor, *, num_samples: int, num_outputs: int) -> None:

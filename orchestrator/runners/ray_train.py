@@ -165,7 +165,7 @@ def _fit(task: WorkerTask, mailbox: Any, outcome: dict[str, Any], *, embedded: b
                 storage_filesystem=ray_folder.filesystem,
                 failure_config=FailureConfig(max_failures=failures, controller_failure_limit=failures),
                 callbacks=[NoRetry(mailbox)],
-                logging_config=LoggingConfig(log_level="ERROR"),
+                logging_config=LoggingConfig(log_level="CRITICAL"),
             ),
         )
         outcome["status"] = trainer.fit().return_value

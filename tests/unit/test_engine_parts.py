@@ -13,12 +13,12 @@ from sklearn import metrics as reference
 from orchestrator.engine.causes import cause_of, describe
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.metrics import MetricSet, check_metrics
-from orchestrator.engine.objective import build_objective
+from orchestrator.engine.objective import Objective, build_objective
 from orchestrator.engine.optim import learning_rate_factor
 from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
 from orchestrator.engine.stopping import EarlyStopper, is_better
 from orchestrator.engine.window import StepWindow
-from orchestrator.errors import DataError, UsageError
+from orchestrator.errors import DataError, UsageError, UserCodeError
 from orchestrator.records import Letter, Point, Reply
 from orchestrator.spec.train import Schedule
 
@@ -178,3 +178,9 @@ def test_causes() -> None:
     assert cause_of(TypeError("forward() takes 2 arguments")) == "user error"
     assert cause_of(DataError("row 3 is damaged")) == "data"
     assert describe(ValueError("two\n  lines")) == "ValueError: two lines"
+
+
+def test_a_loss_of_the_wrong_length_is_refused() -> None:
+    objective = Objective("regression", lambda outputs, targets: (outputs - targets)[:3])
+    with pytest.raises(UserCodeError, match=r"shape \(3,\) for 5 samples"):
+        objective.losses(torch.zeros(5), torch.zeros(5))

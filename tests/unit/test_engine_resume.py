@@ -10,6 +10,7 @@ import torch
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import train
+from orchestrator.errors import Diverged
 from orchestrator.records import Letter, Reply
 from tests.unit.engine_case import case_attempt, case_spec
 
@@ -126,3 +127,11 @@ def test_a_checkpoint_carries_the_points_of_every_step_before_it(tmp_path: Path)
     for manifest in attempt.store.manifests():
         points = attempt.store.load(manifest)["points"]
         assert {step for key, _, step, _ in points if key == "train/loss"} >= set(range(1, manifest.step + 1))
+
+
+def test_a_diverged_run_ends_and_says_where(tmp_path: Path) -> None:
+    spec = case_spec(
+        train={"optimizer": {"kind": "sgd", "lr": 1e30}, "schedule": {"kind": "constant", "warmup_steps": 0}}
+    )
+    with pytest.raises(Diverged, match=r"became (nan|inf) at step \d+.*train\.optimizer\.lr"):
+        train(case_attempt(spec, tmp_path))
