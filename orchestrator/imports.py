@@ -6,6 +6,7 @@ Imports: the standard library only.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,12 +38,7 @@ def load_object(path: str) -> Any:
                 f"module '{module_name}' needs '{error.name}', which is not installed",
                 f"install it, or name it under runtime_env.pip (for '{path}')",
             ) from error
-        searched = ", ".join(entry or "." for entry in sys.path[:3])
-        raise UsageError(
-            f"no module '{module_name}' (for '{path}')",
-            f"put {module_name.split('.')[0]}.py next to the spec or into the working directory; "
-            f"searched first: {searched}",
-        ) from error
+        raise _not_found(path) from error
     except Exception as error:
         raise UserCodeError(f"module '{module_name}' raised {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
@@ -50,6 +46,29 @@ def load_object(path: str) -> Any:
             raise UsageError(f"module '{module_name}' has no '{attribute}' (for '{path}')")
         target = getattr(target, part)
     return target
+
+
+def check_module(path: str) -> None:
+    """Raise UsageError where the module of `module:object` cannot be found; nothing of it is run."""
+    module_name = path.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module_name)
+    except ModuleNotFoundError:  # of `a.b` there is no package `a`
+        found = None
+    except (ImportError, ValueError):  # what is there cannot be looked at; importing it will tell
+        return
+    if found is None:
+        raise _not_found(path)
+
+
+def _not_found(path: str) -> UsageError:
+    module_name = path.partition(":")[0]
+    searched = ", ".join(entry or "." for entry in sys.path[:3])
+    return UsageError(
+        f"no module '{module_name}' (for '{path}')",
+        f"put {module_name.split('.')[0]}.py next to the spec or into the working directory; "
+        f"searched first: {searched}",
+    )
 
 
 def import_optional(name: str, *, extra: str, purpose: str) -> ModuleType:

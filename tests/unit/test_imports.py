@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import MissingPackage, UsageError, UserCodeError
-from orchestrator.imports import add_search_paths, import_optional, load_object
+from orchestrator.imports import add_search_paths, check_module, import_optional, load_object
 
 
 @pytest.fixture
@@ -81,3 +81,12 @@ def test_an_optional_package() -> None:
     ) as caught:
         import_optional("not_installed_anywhere.part", extra="gpu", purpose="GPU power")
     assert "pip install 'ray-orchestrator[gpu]'" in caught.value.mend
+
+
+def test_a_missing_module_is_found_missing_without_running_anything(tmp_path: Path) -> None:
+    (tmp_path / "bomb.py").write_text("raise SystemExit('imported')\n")
+    add_search_paths([tmp_path])
+    check_module("bomb:Anything")
+    for path in ("no_such_module:Net", "no_such_package.module:Net"):
+        with pytest.raises(UsageError, match="next to the spec"):
+            check_module(path)
