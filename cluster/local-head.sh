@@ -4,7 +4,8 @@
 #   cluster/local-head.sh                     # from .venv, or from the environment that is active
 #   DASHBOARD_PORT=8300 cluster/local-head.sh --num-cpus=4 --temp-dir=/tmp/r2
 #
-# More arguments go to `ray start`. A second head on one machine needs its own PORT, DASHBOARD_PORT and --temp-dir.
+# More arguments go to `ray start`. A second head on one machine needs its own PORT, DASHBOARD_PORT, --temp-dir and
+# --dashboard-agent-listen-port.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -12,7 +13,7 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$root/.venv/bin/ray" ]; then
   PATH="$root/.venv/bin:$PATH"  # jobs get the head's PATH, and run the first `python` in it
 fi
 if ! command -v ray >/dev/null; then
-  echo "no ray here: run \`make install\`, or activate the environment that has it" >&2
+  echo "no ray here: run \`make run\` first, or activate the environment that has it" >&2
   exit 2
 fi
 

@@ -40,5 +40,5 @@ def run(
     from orchestrator.spec import load_spec
 
     loaded = load_spec(spec, overrides_dict=overrides)
-    with observer_for("quiet" if quiet else "auto") as observer:
+    with observer_for("quiet" if quiet else "lines" if inline else "auto") as observer:
         return run_job(loaded, inline=inline, address=address, fresh=fresh, resume=resume, observer=observer)

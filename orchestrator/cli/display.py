@@ -101,13 +101,16 @@ class Live:
 
 
 @contextlib.contextmanager
-def observer_for(kind: Literal["auto", "quiet"]) -> Iterator[Observer]:
-    """A live display where standard output is a terminal, lines where it is not, nothing for 'quiet'."""
+def observer_for(kind: Literal["auto", "lines", "quiet"]) -> Iterator[Observer]:
+    """A live display where standard output is a terminal, lines where it is not, nothing for 'quiet'.
+
+    Runs in this process take 'lines': a live display would paint over a debugger's prompt.
+    """
     if kind == "quiet":
         from orchestrator.runners.watch import Silent
 
         yield Silent()
-    elif not sys.stdout.isatty():
+    elif kind == "lines" or not sys.stdout.isatty():
         yield Lines()
     else:
         from rich.console import Console

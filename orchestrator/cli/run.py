@@ -46,7 +46,7 @@ def run(
     from orchestrator.spec import load_spec
 
     loaded = load_spec(spec, overrides or ())
-    with observer_for("quiet" if output == "json" else "auto") as observer:
+    with observer_for("quiet" if output == "json" else "lines" if inline else "auto") as observer:
         result = run_job(
             loaded, inline=inline, address=address, fresh=fresh, resume=resume, observer=observer
         )
