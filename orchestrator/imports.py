@@ -5,6 +5,8 @@ Imports: the standard library only.
 
 from __future__ import annotations
 
+import ast
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -43,14 +45,14 @@ def load_object(path: str) -> Any:
         raise UserCodeError(f"module '{module_name}' raised {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         if not hasattr(target, part):
-            raise UsageError(f"module '{module_name}' has no '{attribute}' (for '{path}')")
+            raise _no_object(module_name, attribute, path, dir(target))
         target = getattr(target, part)
     return target
 
 
-def check_module(path: str) -> None:
-    """Raise UsageError where the module of `module:object` cannot be found; nothing of it is run."""
-    module_name = path.partition(":")[0]
+def check_object(path: str) -> None:
+    """Raise UsageError where `module:object` cannot be there, as far as its source tells; nothing of it is run."""
+    module_name, _, attribute = path.partition(":")
     try:
         found = importlib.util.find_spec(module_name)
     except ModuleNotFoundError:  # of `a.b` there is no package `a`
@@ -59,6 +61,41 @@ def check_module(path: str) -> None:
         return
     if found is None:
         raise _not_found(path)
+    if found.origin is None or not found.origin.endswith(".py"):
+        return
+    try:
+        bound = _bound_names(ast.parse(Path(found.origin).read_bytes()))
+    except (OSError, SyntaxError, ValueError):  # importing it will tell
+        return
+    name = attribute.partition(".")[0]
+    if bound is not None and name not in bound:
+        raise _no_object(module_name, attribute, path, bound)
+
+
+def _bound_names(tree: ast.Module) -> set[str] | None:
+    """The names that a module's code binds anywhere; None where it may bind others, unseen."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name):
+            if node.id in {"globals", "exec", "setattr", "vars"}:
+                return None
+            if isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.MatchAs | ast.MatchStar) and node.name:
+            names.add(node.name)
+    return None if names & {"*", "__getattr__"} else names
+
+
+def _no_object(module_name: str, attribute: str, path: str, names: Iterable[str]) -> UsageError:
+    close = difflib.get_close_matches(attribute, names, n=1)
+    return UsageError(
+        f"module '{module_name}' has no '{attribute}' (for '{path}')",
+        f"did you mean '{close[0]}'?" if close else "",
+    )
 
 
 def _not_found(path: str) -> UsageError:

@@ -94,13 +94,13 @@ def _prepare(
     """Start Ray and prepare the data at the same time, then choose the run."""
     from orchestrator.data.fingerprint import fingerprint, memo_file
     from orchestrator.data.prepare import discard, prepare
-    from orchestrator.imports import add_search_paths, check_module
+    from orchestrator.imports import add_search_paths, check_object
 
     loaded, spec = job.loaded, job.loaded.spec
     add_search_paths(loaded.search_paths)
     for name in (spec.model.name, spec.train.loss, *(spec.train.metrics or ())):
         if ":" in name:
-            check_module(name)  # before Ray takes its time
+            check_object(name)  # before Ray takes its time
     source = fingerprint(spec.data, [str(path) for path in loaded.search_paths], memo_file(job.storage))
     identity = identify(spec, source, loaded.search_paths)
     with ThreadPoolExecutor(2, thread_name_prefix="prepare") as pool:

@@ -10,7 +10,7 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ __all__ = [
 
 _POLL_S = 0.5
 _OUTAGE_S = 60.0  # how long the cluster may be out of reach before following or waiting gives up
+_AGENT_S = 30.0
+_NO_AGENT = "No available agent"
 _RUN = re.compile(r"verdict: [A-Z]+ (\S+) \(exit")
 
 
@@ -99,8 +101,8 @@ def submit_package(package: JobPackage, *, address: str | None, submission_id: s
         try:
             if modules:  # Ray cannot set up an empty list
                 runtime_env["py_modules"] = _uploaded(client, modules)
-            return str(
-                client.submit_job(
+            return _patiently(
+                lambda: client.submit_job(
                     entrypoint=package.entrypoint,
                     submission_id=submission_id,
                     runtime_env=runtime_env,
@@ -256,6 +258,18 @@ def _reason(client: JobSubmissionClient, job: Any, verdict: Verdict | None) -> s
     return last_line(job.message or "Ray gives no reason")
 
 
+def _patiently(submit: Callable[[], str]) -> str:
+    """Submit, giving a young head's job agent half a minute to come up."""
+    deadline_s = time.monotonic() + _AGENT_S
+    while True:
+        try:
+            return str(submit())
+        except RuntimeError as error:
+            if _NO_AGENT not in str(error) or time.monotonic() > deadline_s:
+                raise
+        time.sleep(_POLL_S)
+
+
 def _why_refused(error: Exception, submission_id: str) -> UsageError:
     if "already exists" in str(error):
         return UsageError(
@@ -266,5 +280,11 @@ def _why_refused(error: Exception, submission_id: str) -> UsageError:
         return UsageError(
             f"the working directory cannot be shipped: {last_line(error)}",
             "leave out what the job does not need, in .rayignore or runtime_env.excludes",
+        )
+    if _NO_AGENT in str(error):
+        return UsageError(
+            f"the head at this address has had no job agent for {_AGENT_S:.0f} s",
+            "another program may hold the agent's port: start the head with another "
+            "--dashboard-agent-listen-port (Ray's own is 52365)",
         )
     return UsageError(f"the cluster refused the job: {last_line(error)}")

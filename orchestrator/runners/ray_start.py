@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from orchestrator.errors import Infeasible, OrchestratorError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.spec import JobSpec
+
+
+_KNOCK_S = 10.0
 
 
 class NoCluster(OrchestratorError):
@@ -149,9 +153,21 @@ def _connect(address: str | None, settings: dict[str, Any]) -> None:
     import ray
 
     try:
+        _knock(address or "auto")
         ray.init(address=address or "auto", **settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise NoCluster(
             f"no Ray cluster answers at '{address or 'auto'}': {' '.join(str(error).split())[:300]}",
             "start one with `ray start --head`, or leave --address out to run on this machine",
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens. Ray itself waits minutes for a head that is gone, as the address
+    of the last one on this machine may be ("auto")."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    found = canonicalize_bootstrap_address(address)
+    host, _, port = (found or "").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.records import Failure, Verdict
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST = 500
 _HEADLINE = ("test/accuracy", "test/f1", "test/mse", "test/rmse", "test/r2", "best/val_loss")
 
 
@@ -47,5 +50,13 @@ def failed(error: BaseException, failures: Sequence[Failure], seen_by_ray: Failu
         )
     if isinstance(error, OrchestratorError):
         return Verdict("FAILED", error.exit_code, error.reason, cause=error.cause, mend=error.mend)
-    text = " ".join(str(error).split())
-    return Verdict("FAILED", 1, f"{type(error).__name__}: {text}", cause="internal")
+    return Verdict("FAILED", 1, f"{type(error).__name__}: {_gist(str(error))}", cause="internal")
+
+
+def _gist(text: str) -> str:
+    """What a long message says, without colours; of a traceback that Ray passed on, its last line."""
+    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        lines = lines[-1:]
+    joined = " ".join(" ".join(lines).split())
+    return joined if len(joined) <= _LONGEST else joined[: _LONGEST - 1] + "…"

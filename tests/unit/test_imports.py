@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import MissingPackage, UsageError, UserCodeError
-from orchestrator.imports import add_search_paths, check_module, import_optional, load_object
+from orchestrator.imports import add_search_paths, check_object, import_optional, load_object
 
 
 @pytest.fixture
@@ -86,7 +86,24 @@ def test_an_optional_package() -> None:
 def test_a_missing_module_is_found_missing_without_running_anything(tmp_path: Path) -> None:
     (tmp_path / "bomb.py").write_text("raise SystemExit('imported')\n")
     add_search_paths([tmp_path])
-    check_module("bomb:Anything")
+    check_object("bomb:Anything")
     for path in ("no_such_module:Net", "no_such_package.module:Net"):
         with pytest.raises(UsageError, match="next to the spec"):
-            check_module(path)
+            check_object(path)
+
+
+def test_a_misspelt_object_is_found_in_the_source(tmp_path: Path) -> None:
+    (tmp_path / "spelt.py").write_text(
+        "import math as m\nif 1:\n    class SmallNet: pass\nlarge, (small, *rest) = 1, (2, 3)\nraise SystemExit"
+    )
+    (tmp_path / "dynamic.py").write_text("globals()['Net'] = int\n")
+    (tmp_path / "starred.py").write_text("from math import *\n")
+    (tmp_path / "broken.py").write_text("class Net(:\n")
+    add_search_paths([tmp_path])
+    for name in ("m.sqrt", "SmallNet", "SmallNet.build", "large", "rest"):
+        check_object(f"spelt:{name}")
+    for path in ("dynamic:Net", "starred:Net", "broken:Net", "math:sqrt"):
+        check_object(path)
+    with pytest.raises(UsageError, match="module 'spelt' has no 'SmalNet'") as caught:
+        check_object("spelt:SmalNet")
+    assert caught.value.mend == "did you mean 'SmallNet'?"

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.errors import UsageError
 from orchestrator.records import Verdict
+from orchestrator.runners import jobs
 from orchestrator.runners.job_client import connect, job_address, last_line
 from orchestrator.runners.jobs import exit_code_of, new_submission_id
 
@@ -106,3 +107,21 @@ def test_submission_ids_are_readable_and_differ() -> None:
 def test_the_last_line_of_a_traceback_tells() -> None:
     assert last_line("Traceback:\n  File x\nValueError: too big.\n.\n") == "ValueError: too big"
     assert last_line(KeyError()) == "KeyError"
+
+
+def test_a_head_whose_job_agent_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_POLL_S", 0.0)
+    answers = iter([RuntimeError("500: No available agent to submit job, please try again later."), "a-job"])
+
+    def submit() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert jobs._patiently(submit) == "a-job"
+    monkeypatch.setattr(jobs, "_AGENT_S", -1.0)
+    answers = iter([RuntimeError("500: No available agent to submit job")])
+    with pytest.raises(RuntimeError) as late:
+        jobs._patiently(submit)
+    assert "--dashboard-agent-listen-port" in jobs._why_refused(late.value, "a-job").mend

@@ -110,3 +110,11 @@ def test_a_nested_override_of_another_kind_replaces_the_section() -> None:
     assert after.values["data"]["source"] == source
     after, _ = apply_nested(document(), {"data": {"source": {"kind": "csv", "delimiter": ";"}}})
     assert after.values["data"]["source"] == {"kind": "csv", "path": "a.csv", "delimiter": ";"}
+
+
+def test_arguments_of_another_network_do_not_merge_with_those_of_the_old_one() -> None:
+    values = {"model": {"name": "cnn", "args": {"channels": [8], "dropout": 0.1}}}
+    nested = lambda model: apply_nested(Document(values, {}), {"model": model})[0].values["model"]  # noqa: E731
+    assert nested({"name": "mlp", "args": {"hidden": [4]}}) == {"name": "mlp", "args": {"hidden": [4]}}
+    assert nested({"name": "cnn", "args": {"dropout": 0.2}})["args"] == {"channels": [8], "dropout": 0.2}
+    assert nested({"name": "resnet34"})["args"] == {"channels": [8], "dropout": 0.1}
