@@ -40,7 +40,7 @@ format: $(INSTALLED) ## put the code into shape
 
 .PHONY: bench
 bench: $(INSTALLED) ## the speed ratios that the README states
-	for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	for script in tests/benchmarks/bench_*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python "$$script"; done
 
 .PHONY: clean
 clean: ## remove .venv, builds and caches; runs/, mlflow.db and mlartifacts/ stay

@@ -5,7 +5,10 @@ Imports: the standard library, ops, journal.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -31,6 +34,7 @@ MAX_BATCH = 1000
 MAX_PAUSE_S = 30.0
 _FIRST_PAUSE_S = 1.0
 _CLOSING_PAUSE_S = 0.5
+_NICENESS = 19
 
 
 def back_off_s(failures: int) -> float:
@@ -82,6 +86,7 @@ class Shipper:
         return self.done()
 
     def _work(self) -> None:
+        _yield_to_training()
         failures = 0
         try:
             while True:
@@ -174,3 +179,10 @@ class Shipper:
                     self._pending[-1] = (LogMetrics(previous.points + op.points), end)
                     continue
             self._pending.append((op, end))
+
+
+def _yield_to_training() -> None:
+    """Run this thread only where the workers of the same machine leave time: nobody waits for it."""
+    if sys.platform == "linux":  # elsewhere a thread has no niceness of its own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
