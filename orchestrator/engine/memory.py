@@ -13,7 +13,7 @@ from orchestrator.engine.seed import seed_everything
 if TYPE_CHECKING:
     from orchestrator.engine.attempt import Recipe
 
-_STATES = {"adamw": 2, "sgd": 1}
+_STATES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 1, "adagrad": 1}
 """Tensors of a parameter's size that an optimizer keeps (SGD: where it has momentum)."""
 
 

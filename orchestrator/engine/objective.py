@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from orchestrator.errors import UsageError, UserCodeError
 from orchestrator.imports import load_object
+
+if TYPE_CHECKING:
+    from orchestrator.spec.train import Loss
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -94,14 +98,14 @@ class Objective:
             )
 
 
-def build_objective(task: str, loss: str) -> Objective:
+def build_objective(task: str, section: Loss) -> Objective:
     """The objective of a resolved task ('multiclass', 'binary' or 'regression').
 
     Raises UsageError for a loss that does not fit the task or user code that cannot be called.
     """
-    if ":" in loss:
-        return Objective(task, _user_loss(loss))
-    name = _BY_TASK[task] if loss == "auto" else loss
+    if ":" in section.name:
+        return Objective(task, _user_loss(section.name))
+    name = _BY_TASK[task] if section.name == "auto" else section.name
     if task not in _FITS[name]:
         fitting = sorted(known for known, tasks in _FITS.items() if task in tasks)
         raise UsageError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from orchestrator.spec.train import Optimizer, Schedule
+    from orchestrator.spec.optim import Optimizer, Schedule
 
 
 def build_optimizer(section: Optimizer, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -36,7 +36,7 @@ from orchestrator.data.pipeline import Pipeline
 from orchestrator.errors import CheckpointError, UserCodeError
 from orchestrator.export.manifest import FORMAT, MANIFEST, pip_requirements, read_manifest, signature
 from orchestrator.models.build import build_model
-from orchestrator.spec.train import ModelSection
+from orchestrator.spec.model import ModelSection
 from orchestrator.storage import Folder
 from orchestrator.user_code import find_modules, imported_from
 

@@ -12,7 +12,7 @@ from orchestrator.imports import load_object
 from orchestrator.models import networks
 
 if TYPE_CHECKING:
-    from orchestrator.spec.train import ModelSection
+    from orchestrator.spec.model import ModelSection
 
 _BUILDERS = {"linear": networks.linear, "mlp": networks.mlp, "cnn": networks.cnn}
 

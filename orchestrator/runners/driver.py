@@ -98,7 +98,7 @@ def _prepare(
 
     loaded, spec = job.loaded, job.loaded.spec
     add_search_paths(loaded.search_paths)
-    for name in (spec.model.name, spec.train.loss, *(spec.train.metrics or ())):
+    for name in (spec.model.name, spec.train.loss.name, *(spec.train.metrics or ())):
         if ":" in name:
             check_object(name)  # before Ray takes its time
     source = fingerprint(spec.data, [str(path) for path in loaded.search_paths], memo_file(job.storage))

@@ -52,6 +52,14 @@ class CsvSource(Section):
     delimiter: str = Field(default=",", min_length=1, max_length=1)
 
 
+class TextSource(Section):
+    """Text files (UTF-8): one file, a folder of files, or a glob. One column `text`, a row per file or line."""
+
+    kind: Literal["text"]
+    path: str = Field(min_length=1)
+    rows: Literal["file", "line"] = "file"
+
+
 class PythonSource(Section):
     """The user's own reader: a function that returns a pyarrow Table, a DataFrame or a dict of arrays.
 
@@ -65,7 +73,7 @@ class PythonSource(Section):
 
 
 Source = Annotated[
-    SklearnSource | LinearSource | ImageFolderSource | ParquetSource | CsvSource | PythonSource,
+    SklearnSource | LinearSource | ImageFolderSource | ParquetSource | CsvSource | TextSource | PythonSource,
     Field(discriminator="kind"),
 ]
 
@@ -126,6 +134,61 @@ class Image(Section):
     """Images that cannot be decoded are skipped up to this share of all; beyond it the run fails."""
 
 
+class Text(Section):
+    """How a column of text becomes token ids. Id 0 pads, id 1 stands for what the training part never had."""
+
+    tokenizer: Literal["char", "byte", "word"] = "word"
+    """`word`: runs of letters and digits, and single other signs, in lower case with `lowercase`."""
+    length: int = Field(default=128, ge=1)
+    """Tokens per sample: longer texts are cut, shorter ones padded. A language model reads texts as one
+    stream, cut into samples of this length."""
+    vocab_size: int = Field(default=20_000, ge=3)
+    """The most frequent tokens of the training part are kept, with the ids 0 and 1 at most so many."""
+    lowercase: bool = True
+
+
+class Flip(Section):
+    """Mirror left and right, with a probability of `p`."""
+
+    kind: Literal["flip"]
+    p: float = Field(default=0.5, gt=0, le=1)
+
+
+class Crop(Section):
+    """Shift by up to `padding` pixels each way; what comes in is the image, mirrored at its edge."""
+
+    kind: Literal["crop"]
+    padding: int = Field(default=4, ge=1)
+
+
+class Rotate(Section):
+    """Turn by up to `degrees`, and zoom by up to `zoom` (a share), about the centre."""
+
+    kind: Literal["rotate"]
+    degrees: float = Field(default=10.0, ge=0, le=180)
+    zoom: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Color(Section):
+    """Change brightness, contrast and saturation, each by a factor from 1 - x to 1 + x."""
+
+    kind: Literal["color"]
+    brightness: float = Field(default=0.2, ge=0, lt=1)
+    contrast: float = Field(default=0.2, ge=0, lt=1)
+    saturation: float = Field(default=0.2, ge=0, lt=1)
+
+
+class Erase(Section):
+    """Blank out a rectangle of up to `area` of the image, with a probability of `p` (Zhong et al. 2020)."""
+
+    kind: Literal["erase"]
+    p: float = Field(default=0.5, gt=0, le=1)
+    area: float = Field(default=0.2, gt=0, lt=1)
+
+
+Augmentation = Annotated[Flip | Crop | Rotate | Color | Erase, Field(discriminator="kind")]
+
+
 class Split(Section):
     """How rows are parted. Ratios must sum to 1; `stratified` keeps class shares (classification only)."""
 
@@ -171,17 +234,23 @@ class DataSection(Section):
     """Where the data comes from and how it is made ready."""
 
     source: Source
-    target: str = Field(min_length=1)
-    """The column to learn."""
+    target: str | None = Field(default=None, min_length=1)
+    """The column to learn. Left out only for a language model, which learns the next token of its text."""
     features: list[str] | None = Field(default=None, min_length=1)
-    """The columns to learn from; by default all but the target. One image column, or numeric columns."""
+    """The columns to learn from; by default all but the target. One image column, one text column, or
+    numeric columns."""
     clean: list[CleanStep] = Field(default_factory=list)
     image: Image = Field(default_factory=Image)
+    text: Text | None = None
+    """Read the one feature column as text; without it, text features are refused."""
     split: Split = Field(default_factory=Split)
     transforms: list[Transform] = Field(default_factory=list)
     """Fitted on the training part only, saved with the model, applied in training and prediction alike."""
     target_transform: Literal["standardize"] | None = None
     """Regression: learn the standardised target. Metrics and predictions are in the original unit."""
+    augment: list[Augmentation] = Field(default_factory=list)
+    """Random changes to training images, in this order, drawn anew for each image and epoch; the same ones for
+    any number of workers."""
     cache: bool = True
     """Keep the prepared data under `<storage>/prepared`, to be found again by its content key."""
 

@@ -137,8 +137,12 @@ def _unknown_key(path: FieldPath, section: type[Section] | None) -> tuple[str, s
         kinds = [kind for place, kind in known.get(name, ()) if place == home and kind]
         if kinds:
             return "is not a known key of this kind", f"'{name}' goes with kind: {' or '.join(kinds)}"
-        places = list(dict.fromkeys(place for place, _ in known.get(name, ())))
+        places = sorted(dict.fromkeys(place for place, _ in known.get(name, ())), key=_depth)
         if places:
             places = [f"under '{place}:'" if place else "at the top level" for place in places[:3]]
             return "is not a known key here", f"'{name}' belongs {' or '.join(places)}"
     return "is not a known key", f"Known here: {', '.join(here)}"
+
+
+def _depth(place: str) -> int:
+    return place.count(".")

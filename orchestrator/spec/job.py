@@ -15,7 +15,8 @@ from orchestrator.spec.cluster import (
     RuntimeEnvSection,
 )
 from orchestrator.spec.data import DataSection
-from orchestrator.spec.train import ModelSection, TrainSection
+from orchestrator.spec.model import InitFromSection, ModelSection
+from orchestrator.spec.train import TrainSection
 
 MASK = "***"
 """What stands for a secret wherever a spec is shown or recorded."""
@@ -32,6 +33,7 @@ class JobSpec(Section):
     data: DataSection
     model: ModelSection
     train: TrainSection = Field(default_factory=TrainSection)
+    init_from: InitFromSection | None = None
     resources: ResourcesSection = Field(default_factory=ResourcesSection)
     runtime_env: RuntimeEnvSection = Field(default_factory=RuntimeEnvSection)
     secrets: dict[EnvName, SecretStr] = Field(default_factory=dict)

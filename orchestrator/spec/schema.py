@@ -55,6 +55,11 @@ def _describe(schema: dict[str, Any], section: type[Section]) -> None:
 
 def field_docs(section: type[Section]) -> dict[str, str]:
     """The string that stands under each field of a section in its source, joined to one line."""
+    bases = [base for base in reversed(section.__mro__) if issubclass(base, Section) and base is not Section]
+    return {name: text for base in bases for name, text in _own_docs(base).items()}
+
+
+def _own_docs(section: type[Section]) -> dict[str, str]:
     tree = ast.parse(inspect.getsource(sys.modules[section.__module__]))
     body = next(
         node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == section.__name__

@@ -14,6 +14,7 @@ from orchestrator.data.prepared import Prepared
 from orchestrator.engine import evaluate as module
 from orchestrator.engine.evaluate import Evaluation, evaluate
 from orchestrator.engine.objective import build_objective
+from orchestrator.spec.train import Loss
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
 
@@ -35,7 +36,7 @@ def run(prepared: Prepared, model: torch.nn.Module, *, detailed: bool = True) ->
         model,
         prepared.part("train"),
         prepared.pipeline,
-        build_objective("regression", "mse"),
+        build_objective("regression", Loss(name="mse")),
         [],
         num_outputs=1,
         device=torch.device("cpu"),
@@ -83,7 +84,7 @@ def test_classes_have_a_confusion_matrix_instead(tmp_path: Path) -> None:
         torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)),
         digits.part("test"),
         digits.pipeline,
-        build_objective("multiclass", "auto"),
+        build_objective("multiclass", Loss(name="auto")),
         [],
         num_outputs=10,
         device=torch.device("cpu"),

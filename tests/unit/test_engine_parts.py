@@ -20,7 +20,8 @@ from orchestrator.engine.stopping import EarlyStopper, is_better
 from orchestrator.engine.window import StepWindow
 from orchestrator.errors import DataError, UsageError, UserCodeError
 from orchestrator.records import Letter, Point, Reply
-from orchestrator.spec.train import Schedule
+from orchestrator.spec.optim import Schedule
+from orchestrator.spec.train import Loss
 
 
 def test_cosine_with_warm_up_is_the_formula() -> None:
@@ -91,11 +92,11 @@ def test_metrics_and_losses_that_do_not_fit_the_task_are_refused() -> None:
     with pytest.raises(UsageError, match=r"'r2' does not fit the task 'binary'.*accuracy"):
         check_metrics("binary", ["accuracy", "r2"])
     with pytest.raises(UsageError, match=r"'mse' does not fit the task 'multiclass'.*cross_entropy"):
-        build_objective("multiclass", "mse")
-    objective = build_objective("multiclass", "auto")
+        build_objective("multiclass", Loss(name="mse"))
+    objective = build_objective("multiclass", Loss(name="auto"))
     with pytest.raises(UsageError, match=r"\(2, 5\).*\(2, 10\)"):
         objective.check_outputs(torch.zeros(2, 5), num_samples=2, num_outputs=10)
-    build_objective("binary", "auto").check_outputs(torch.zeros(2), num_samples=2, num_outputs=1)
+    build_objective("binary", Loss(name="auto")).check_outputs(torch.zeros(2), num_samples=2, num_outputs=1)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_the_mean_of_sample_losses_is_torchs_loss(task: str, loss: str, function
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(9, 3 if task == "multiclass" else 1, generator=generator)
     targets = torch.randint(0, 2, (9,), generator=generator)
-    objective = build_objective(task, loss)
+    objective = build_objective(task, Loss(name=loss))
     shaped = objective.shape_outputs(outputs)
     wanted = targets if task == "multiclass" else targets.float()
     losses = objective.losses(shaped, targets if task != "regression" else wanted)

@@ -26,7 +26,7 @@ from orchestrator.export.bundle import Bundle, load_bundle, write_bundle
 from orchestrator.imports import add_search_paths
 from orchestrator.models.build import build_model
 from orchestrator.spec.data import DataSection
-from orchestrator.spec.train import ModelSection
+from orchestrator.spec.model import ModelSection
 from orchestrator.storage import Folder
 from orchestrator.user_code import imported_from
 

@@ -23,7 +23,7 @@ from orchestrator.data.transforms import Affine
 from orchestrator.export.bundle import load_bundle, write_bundle
 from orchestrator.export.manifest import code_paths, pip_requirements, pyfunc_fields, signature
 from orchestrator.models.build import build_model
-from orchestrator.spec.train import ModelSection
+from orchestrator.spec.model import ModelSection
 from orchestrator.storage import Folder
 
 ARRAYS = Pipeline(

@@ -31,7 +31,7 @@ OVERRIDES = [
     "data.source=[", "seed={a", "seed='", 'seed="\\U99999999"', "seed=.nan", "seed=1e400",
     "seed=99999999999999999999", "seed=[1, 2]", "seed=yes", "model={name: cnn, name: mlp}",
     "train.max_epochs=${env:NOT_THERE_AT_ALL}", "train.max_epochs=${env:", "nme=x",
-    "train.optimizer.kind=adam", "train.optimizer.lr=-1", "resources.num_workers=0", "train.max_epoch=1",
+    "train.optimizer.kind=adamv", "train.optimizer.lr=-1", "resources.num_workers=0", "train.max_epoch=1",
     "data=null", "seed=" + "[" * 60, "seed=!!python/object:os.system x", "secrets.x-y=z", "secrets=[1]",
     "data.image.size=[1]", "data.split.train=0.99", "\ud800=1", "seed=\ud800", "a.b.c.d.e.f=1",
     "train.metrics.0=", "checkpoint=[]",

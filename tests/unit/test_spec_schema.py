@@ -15,7 +15,13 @@ from orchestrator.spec.job import JobSpec
 from tests.unit.spec_helpers import FULL_YAML, MINIMAL, minimal
 
 SCHEMA = json_schema()
-SECTIONS = [*Section.__subclasses__()]
+
+
+def leaves(base: type[Section]) -> list[type[Section]]:
+    return [leaf for child in base.__subclasses__() for leaf in leaves(child) or [child]]
+
+
+SECTIONS = leaves(Section)
 
 
 def definition(section: type[Section]) -> dict[str, Any]:
@@ -46,8 +52,8 @@ def test_every_text_under_a_field_is_its_description() -> None:
     for path in Path(orchestrator.spec.__file__).parent.glob("*.py"):
         section = field = ""
         for line in path.read_text().splitlines():
-            if match := re.match(r"class (\w+)\(Section\)", line):
-                section, field = match.group(1), ""
+            if match := re.match(r"class (\w+)\((Section|OptimizerBase)\)", line):
+                section, field = match.group(1).replace("OptimizerBase", "Sgd"), ""
             elif re.match(r"\S", line):
                 section = ""
             elif match := re.match(r"    (\w+): ", line):

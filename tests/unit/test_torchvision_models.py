@@ -8,7 +8,7 @@ import torch
 from orchestrator.errors import UsageError
 from orchestrator.models.build import build_model
 from orchestrator.models.torchvision_models import build_torchvision
-from orchestrator.spec.train import ModelSection
+from orchestrator.spec.model import ModelSection
 
 
 @pytest.mark.parametrize(
