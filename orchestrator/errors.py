@@ -9,6 +9,7 @@
     ├── DataError              exit 1   data went bad in the course of the run
     ├── UserCodeError          exit 1   the user's own model, loss or metric raised
     ├── Diverged               exit 1   the loss became infinite or not a number
+    ├── OutOfMemory            exit 1   not even one sample fits into a worker's memory
     ├── CheckpointError        exit 1   a checkpoint is damaged or does not fit
     ├── TrackingError          exit 1   MLflow refused something for good
     └── PlacementError         exit 1   the workers could not be placed in time
@@ -39,6 +40,8 @@ class OrchestratorError(Exception):
 
     exit_code: ClassVar[int] = 1
     cause: ClassVar[Cause] = "internal"
+    retry: ClassVar[bool] = True
+    """Whether another attempt may help, where the cause allows one."""
 
     def __init__(self, reason: str, mend: str = "") -> None:
         super().__init__(reason, mend)
@@ -105,6 +108,11 @@ class UserCodeError(OrchestratorError):
 
 class Diverged(OrchestratorError):
     cause = "user error"
+
+
+class OutOfMemory(OrchestratorError):
+    cause = "out of memory"
+    retry = False
 
 
 class CheckpointError(OrchestratorError):

@@ -61,6 +61,8 @@ class Letter:
     points: tuple[Point, ...]
     progress: Progress | None = None
     failure: Failure | None = None
+    notices: tuple[str, ...] = ()
+    """What the user should read while the run goes on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,75 +1,46 @@
 """The one way into training: build, warm up, then load all state.
 
-So a fresh process and a resumed one start from the same place. The warm-up lets DDP settle its gradient
-buckets, which it rebuilds after the first iteration: without it, three or more ranks reduce in another order
-after a resume and the bits differ. Imports: torch.
+So a fresh process and a resumed one start from the same place. Imports: torch.
 """
 
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
-from orchestrator.data.order import num_batches
-from orchestrator.data.pipeline import Pipeline
-from orchestrator.data.prepared import Part
 from orchestrator.engine import collectives
 from orchestrator.engine.checkpoint import CheckpointStore
+from orchestrator.engine.clock import StepClock
+from orchestrator.engine.ema import Ema
+from orchestrator.engine.flops import peak_flops
 from orchestrator.engine.link import WorkerLink
-from orchestrator.engine.objective import Objective
-from orchestrator.engine.optim import build_optimizer, build_scheduler
+from orchestrator.engine.optim import build_optimizer
+from orchestrator.engine.parallel import (
+    CommMeter,
+    load_model_state,
+    load_optimizer_state,
+    model_state,
+    optimizer_state,
+    parallelize,
+)
+from orchestrator.engine.precision import Precision, resolve_precision
+from orchestrator.engine.recipe import Placement, Position, Recipe
+from orchestrator.engine.schedule import LearningRate, build_schedule
 from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
 from orchestrator.engine.stopping import EarlyStopper
+from orchestrator.engine.trouble import StragglerWatch
+from orchestrator.engine.warmup import probe_microbatch, settle, try_out
 from orchestrator.engine.window import StepWindow
-from orchestrator.errors import OrchestratorError, UserCodeError
+from orchestrator.errors import UsageError
 from orchestrator.records import Point
 from orchestrator.spec.cluster import CheckpointSection
 from orchestrator.spec.train import TrainSection
+from orchestrator.storage import Folder
 
 _log = logging.getLogger(__name__)
-_WARM_UP_PASSES = 2
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is trained, on what, and how: everything that decides the numbers."""
-
-    train: TrainSection
-    seed: int
-    build: Callable[[], torch.nn.Module]
-    train_part: Part
-    val_part: Part | None
-    pipeline: Pipeline
-    objective: Objective
-    metric_names: Sequence[str]
-    num_outputs: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return num_batches(self.train_part.num_rows, self.train.global_batch_size, self.train.drop_last)
-
-    @property
-    def total_steps(self) -> int:
-        steps = self.steps_per_epoch * self.train.max_epochs
-        return min(steps, self.train.max_steps) if self.train.max_steps else steps
-
-
-@dataclass
-class Position:
-    """Where the run stands: the next batch `batch` of `epoch` (both from 0), after `step` optimizer steps."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    evaluated: bool = False
-    """Whether the epoch that ended last has been evaluated."""
 
 
 @dataclass
@@ -81,26 +52,57 @@ class Attempt:
     store: CheckpointStore
     saving: CheckpointSection
     model: torch.nn.Module
-    """The bare network; `parallel` is what the loop calls."""
+    """The network by its own names; `parallel` is what a step calls."""
     parallel: torch.nn.Module
+    placement: Placement
+    precision: Precision
+    microbatch_size: int
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LambdaLR
+    schedule: LearningRate
+    scaler: torch.amp.GradScaler | None
+    ema: Ema | None
     window: StepWindow
+    clock: StepClock
+    meter: CommMeter
     stopper: EarlyStopper | None
+    stragglers: StragglerWatch
+    evidence: Folder | None
+    """Where a batch that led to bad numbers is kept."""
+    sample_flops: float = 0.0
+    """Of one sample's training step; 0 where it is not counted."""
+    peak_flops: float | None = None
     position: Position = field(default_factory=Position)
     metrics: dict[str, float] = field(default_factory=dict)
     """Those of the validation that ended the newest epoch; empty where it had none."""
     stopped_early: bool = False
+    out_of_time: bool = False
     resumed_from: str | None = None
 
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def watches_losses(self) -> bool:
+        """Look at each loss at once where that is free; on a GPU it would wait for the device."""
+        return self.link.device.type == "cpu"
+
     def save(self) -> None:
-        """Commit a checkpoint of now. Collective: every rank gives its random state, rank 0 writes."""
+        """Commit a checkpoint of now. Collective: every rank gives its part, rank 0 writes."""
         rng = collectives.gather_objects(rng_state(self.link.device))
+        weights = model_state(self.parallel)
+        moments = optimizer_state(self.parallel, self.optimizer)
         if self.link.rank == 0:
             owners = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
+                "model": weights,
+                "optimizer": moments,
+                "scheduler": self.schedule.state_dict(),
+                "scaler": self.scaler.state_dict() if self.scaler else None,
+                "ema": self.ema.state_dict() if self.ema else None,
                 "stopper": self.stopper.state_dict() if self.stopper else None,
                 "position": vars(self.position).copy(),
                 "metrics": dict(self.metrics),
@@ -124,9 +126,13 @@ class Attempt:
 
     def load(self, owners: dict[str, Any]) -> None:
         """Put all state back. A changed world size gives ranks beyond the saved ones a fresh random state."""
-        self.model.load_state_dict(owners["model"])
-        self.optimizer.load_state_dict(owners["optimizer"])
-        self.scheduler.load_state_dict(owners["scheduler"])
+        load_model_state(self.parallel, owners["model"])
+        load_optimizer_state(self.parallel, self.optimizer, owners["optimizer"])
+        self.schedule.load_state_dict(owners["scheduler"])
+        if self.scaler and owners.get("scaler"):
+            self.scaler.load_state_dict(owners["scaler"])
+        if self.ema and owners.get("ema"):
+            self.ema.load_state_dict(owners["ema"])
         if self.stopper and owners["stopper"]:
             self.stopper.load_state_dict(owners["stopper"])
         self.position = Position(**owners["position"])
@@ -138,26 +144,46 @@ class Attempt:
 
 
 def start_attempt(
-    recipe: Recipe, link: WorkerLink, store: CheckpointStore, saving: CheckpointSection
+    recipe: Recipe,
+    link: WorkerLink,
+    store: CheckpointStore,
+    saving: CheckpointSection,
+    evidence: Folder | None = None,
 ) -> Attempt:
     """Build everything, warm up, and load the newest whole checkpoint where there is one. Collective.
 
-    Raises UsageError where the model's outputs do not fit the task, UserCodeError where user code raises,
-    CheckpointError where all checkpoints are damaged.
+    Raises UsageError where the model's outputs do not fit the task or a setting not the device, UserCodeError
+    where user code raises, OutOfMemory where one sample does not fit, CheckpointError where all checkpoints are
+    damaged.
     """
     train = recipe.train
+    _set_up_torch(train, link.device)
+    precision = resolve_precision(train.precision, link.device)
     seed_everything(recipe.seed)
-    model = recipe.build().to(link.device)
-    _try_out(recipe, model, link.device)
-    parallel: torch.nn.Module = model
-    if link.world_size > 1:
-        parallel = DistributedDataParallel(
-            model,
-            device_ids=[link.device] if link.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
-        _warm_up(recipe, parallel, link)
-    optimizer = build_optimizer(train.optimizer, model.parameters())
+    model = recipe.build()
+    placement = Placement(link.device, _memory_format(train, model))
+    model = model.to(link.device)
+    if placement.memory_format == torch.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    peak = peak_flops(link.device, precision)
+    flops = try_out(recipe, model, placement, count=peak is not None)
+    if train.compile:
+        _compile(model, link, lambda: try_out(recipe, model, placement, count=False))
+    sharded = train.parallel.strategy == "fsdp"
+    limit = collectives.broadcast_object(store.microbatch_limit() if link.rank == 0 else None)
+    size = (
+        train.microbatch_size or train.global_batch_size
+        if sharded  # its forward pass is collective: a rank cannot try alone
+        else probe_microbatch(recipe, model, placement, precision, link, limit)
+    )
+    if sharded and limit:
+        size = min(size, limit)
+    meter = CommMeter()
+    parallel = parallelize(model, train.parallel, link, precision, meter)
+    if link.world_size > 1 or sharded:
+        settle(recipe, parallel, placement, precision, model)
+    meter.take()
+    optimizer = build_optimizer(train.optimizer, model, link.device, fused=False if sharded else None)
     attempt = Attempt(
         recipe=recipe,
         link=link,
@@ -165,14 +191,21 @@ def start_attempt(
         saving=saving,
         model=model,
         parallel=parallel,
+        placement=placement,
+        precision=precision,
+        microbatch_size=size,
         optimizer=optimizer,
-        scheduler=build_scheduler(
+        schedule=build_schedule(
             train.schedule,
             optimizer,
             total_steps=recipe.total_steps,
             steps_per_epoch=recipe.steps_per_epoch,
         ),
+        scaler=precision.scaler(),
+        ema=Ema(model, train.ema.decay) if train.ema else None,
         window=StepWindow(link.device),
+        clock=StepClock(link.device),
+        meter=meter,
         stopper=EarlyStopper(
             train.early_stopping.metric,
             train.early_stopping.mode,
@@ -181,55 +214,50 @@ def start_attempt(
         )
         if train.early_stopping
         else None,
+        stragglers=StragglerWatch(),
+        evidence=evidence,
+        sample_flops=3 * flops,  # the backward pass takes twice the forward's
+        peak_flops=peak,
     )
     seed_everything(recipe.seed, link.rank + 1)
-    # Rank 0 chooses, so that all ranks load the same one even if a file goes bad between two reads.
-    newest = store.load_newest() if link.rank == 0 else None
-    name = collectives.broadcast_object(newest[0].name if newest else None)
-    if name is not None:
-        if newest is None:
-            manifest = next(found for found in store.manifests() if found.name == name)
-            newest = (manifest, store.load(manifest))
+    newest = store.load_together()
+    if newest is not None:
         attempt.load(newest[1])
-        attempt.resumed_from = name
-        _log.info("resumed from checkpoint %s", name)
+        attempt.resumed_from = newest[0].name
+        _log.info("resumed from checkpoint %s", newest[0].name)
     return attempt
 
 
-def _try_out(recipe: Recipe, model: torch.nn.Module, device: torch.device) -> None:
-    """One small forward pass, before any time is spent: do the outputs fit the task?"""
-    num_samples = min(2, recipe.train_part.num_rows)
-    batch = recipe.train_part.gather(np.arange(num_samples))
-    model.eval()
+def _set_up_torch(train: TrainSection, device: torch.device) -> None:
+    torch.use_deterministic_algorithms(train.deterministic)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not train.deterministic
+        torch.cuda.reset_peak_memory_stats(device)
+    if train.precision == "fp16" and train.parallel.strategy == "fsdp":
+        raise UsageError(
+            "train.precision: fp16 does not go with train.parallel.strategy: fsdp (its loss scaling looks at one "
+            "shard only)",
+            "write precision: bf16",
+        )
+
+
+def _memory_format(train: TrainSection, model: torch.nn.Module) -> torch.memory_format:
+    """Channels-last lets convolutions run without changing layouts; what else there is does not mind."""
+    convolutions = any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+    wanted = convolutions if train.channels_last is None else train.channels_last
+    return torch.channels_last if wanted else torch.contiguous_format
+
+
+def _compile(model: torch.nn.Module, link: WorkerLink, try_compiled: Any) -> None:
+    """Compile in place (names stay as they are); where that fails, the model runs as it is."""
+    model.compile()
     try:
-        with torch.no_grad():
-            outputs = model(recipe.pipeline.transform(batch.features.to(device)))
-    except OrchestratorError:
-        raise
-    except Exception as error:
-        shape = tuple(recipe.pipeline.transform(batch.features).shape)
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserCodeError(
-            f"the model raised {type(error).__name__} on an input of shape {shape}: {error}",
-            f"see {frame.filename}:{frame.lineno}; where it is the shape, change data.image.size, data.features "
-            "or model.args",
-        ) from error
-    model.train()
-    if not isinstance(outputs, torch.Tensor):
-        raise UserCodeError(f"the model returned {type(outputs).__name__}, not a tensor of outputs")
-    recipe.objective.check_outputs(outputs, num_samples=num_samples, num_outputs=recipe.num_outputs)
-
-
-def _warm_up(recipe: Recipe, parallel: torch.nn.Module, link: WorkerLink) -> None:
-    """Forward and backward on a little real data; buffers (batch statistics) are put back afterwards."""
-    buffers = {name: buffer.detach().clone() for name, buffer in parallel.named_buffers()}
-    batch = recipe.train_part.gather(np.arange(min(2, recipe.train_part.num_rows)))
-    features = recipe.pipeline.transform(batch.features.to(link.device))
-    targets = recipe.pipeline.transform_targets(batch.targets.to(link.device))
-    for _ in range(_WARM_UP_PASSES):
-        outputs = recipe.objective.shape_outputs(parallel(features))
-        (recipe.objective.losses(outputs, targets).sum() * 0.0).backward()
-    parallel.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, buffer in parallel.named_buffers():
-            buffer.copy_(buffers[name])
+        try_compiled()
+    except Exception as error:  # noqa: BLE001 - compilers fail in many ways
+        cause = error.__cause__ or error
+        model._compiled_call_impl = None
+        torch._dynamo.reset()
+        link.notice(
+            f"train.compile: the model could not be compiled and runs as it is: {type(cause).__name__}: "
+            f"{' '.join(str(cause).split())[:300]}"
+        )

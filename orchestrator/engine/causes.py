@@ -27,10 +27,7 @@ def cause_of(error: BaseException) -> Cause:
     """
     if isinstance(error, OrchestratorError):
         return error.cause
-    if (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "can't allocate memory" in str(error).lower()
-    ):
+    if is_out_of_memory(error):
         return "out of memory"
     text = str(error).lower()
     if isinstance(error, torch.distributed.DistError | ConnectionError) or (
@@ -40,6 +37,14 @@ def cause_of(error: BaseException) -> Cause:
     if isinstance(error, OSError):
         return "hardware"
     return "user error"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU's or the machine's memory was too small."""
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "can't allocate memory" in str(error).lower()
+    )
 
 
 def mend_of(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 
+from orchestrator.engine import collectives
 from orchestrator.engine.stopping import is_better
 from orchestrator.errors import CheckpointError
 from orchestrator.storage import Folder
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 _STATE = "state.pt"
 _MANIFEST = "manifest.json"
 _FENCE = "attempt.json"
+_MICROBATCH = "microbatch.json"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,15 @@ class CheckpointStore:
         attempt = int((self.folder.read_json(_FENCE) or {"attempt": 0})["attempt"]) + 1
         self.folder.write_json(_FENCE, {"attempt": attempt})
         return attempt
+
+    def microbatch_limit(self) -> int | None:
+        """How many samples at once an earlier attempt that ran out of memory left; None where none did."""
+        found = self.folder.read_json(_MICROBATCH)
+        return int(found["limit"]) if found else None
+
+    def limit_microbatch(self, limit: int) -> None:
+        """Let later attempts compute no more than `limit` samples at once. Any rank may say so."""
+        self.folder.write_json(_MICROBATCH, {"limit": limit})
 
     def save(
         self,
@@ -165,6 +176,18 @@ class CheckpointStore:
                 "start again with --fresh, or restore the folder from a backup",
             )
         return None
+
+    def load_together(self) -> tuple[Manifest, dict[str, Any]] | None:
+        """The newest whole checkpoint, the same on every rank; None where there is none. Collective.
+
+        Rank 0 chooses, so that all load the same one even if a file goes bad between two reads.
+        """
+        newest = self.load_newest() if collectives.rank() == 0 else None
+        name = collectives.broadcast_object(newest[0].name if newest else None)
+        if name is None or newest is not None:
+            return newest
+        manifest = next(found for found in self.manifests() if found.name == name)
+        return manifest, self.load(manifest)
 
     def _prune(self) -> None:
         manifests = self.manifests()

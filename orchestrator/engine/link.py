@@ -54,6 +54,7 @@ class WorkerLink:
         self._pending: deque[Point] = deque()
         self._first = 0
         self._progress: Progress | None = None
+        self._notices: deque[str] = deque()
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._closing = False
@@ -79,6 +80,12 @@ class WorkerLink:
 
     def progress(self, progress: Progress) -> None:
         self._progress = progress
+
+    def notice(self, text: str) -> None:
+        """Tell the user something while the run goes on: a warning, a decision taken for them."""
+        _log.warning("%s", text)
+        if self.rank == 0:
+            self._notices.append(text)
 
     def fail(self, failure: Failure) -> None:
         """Report a failure at once; the worker is about to end, so this one waits (briefly) for delivery."""
@@ -117,7 +124,8 @@ class WorkerLink:
             return False
         with self._sending:
             points = tuple(self._pending)
-            letter = Letter(self.rank, self.attempt, self._first, points, self._progress, failure)
+            notices = tuple(self._notices)
+            letter = Letter(self.rank, self.attempt, self._first, points, self._progress, failure, notices)
             try:
                 reply = self._channel.exchange(letter)
             except Exception as error:  # noqa: BLE001 - the driver may be gone; the points stay for the next try
@@ -126,6 +134,8 @@ class WorkerLink:
             while self._pending and self._first < reply.acknowledged:
                 self._pending.popleft()
                 self._first += 1
+            for _ in notices:
+                self._notices.popleft()
             if reply.stop:
                 self._stop.set()
             return True

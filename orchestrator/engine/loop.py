@@ -8,15 +8,14 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from orchestrator.data.order import batch_indices, epoch_permutation, rank_slice
+from orchestrator.data.order import batch_indices, epoch_permutation
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.evaluate import evaluate
+from orchestrator.engine.profile import StepProfiler
+from orchestrator.engine.reporting import log_window, report
+from orchestrator.engine.step import train_step
+from orchestrator.engine.window import Wish
 from orchestrator.errors import Diverged, UserCodeError
-from orchestrator.records import Point, Progress
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Outcome:
     seconds: float
 
 
-def train(attempt: Attempt) -> Outcome:
+def train(attempt: Attempt, profiler: StepProfiler | None = None) -> Outcome:
     """Train to the end, or until the driver asks to stop; in both cases a checkpoint is left. Collective."""
     recipe, position = attempt.recipe, attempt.position
     began, first_step, samples = time.perf_counter(), position.step, 0
@@ -37,23 +36,24 @@ def train(attempt: Attempt) -> Outcome:
     attempt.window.restart_clock()
     while not _finished(attempt) and not stopped:
         order = epoch_permutation(recipe.train_part.num_rows, recipe.seed, position.epoch)
-        while position.batch < recipe.steps_per_epoch and position.step < recipe.total_steps and not stopped:
+        while position.batch < recipe.steps_per_epoch and not _budget_spent(attempt) and not stopped:
             indices = batch_indices(order, position.batch, recipe.train.global_batch_size)
-            loss_sum = train_step(attempt, indices)
+            lr = attempt.lr
+            loss_sum, weight = train_step(attempt, indices)
             samples += len(indices)
-            attempt.window.add(
-                position.step + 1, loss_sum, len(indices), attempt.optimizer.param_groups[0]["lr"]
-            )
-            attempt.scheduler.step()
+            attempt.window.add(position.step + 1, loss_sum, weight, len(indices), lr)
+            attempt.schedule.step()
             position.step += 1
             position.batch += 1
             position.evaluated = False
+            if profiler is not None:
+                profiler.step(position.step)
             last = position.batch == recipe.steps_per_epoch or position.step == recipe.total_steps
             every = attempt.saving.every_n_steps
             due = every is not None and position.step % every == 0
             # A checkpoint carries the points of all steps before it, so the window is emptied first.
             if attempt.window.full or last or due:
-                stopped = _agree(attempt)
+                stopped = _agree(attempt) == "stop"
             if stopped or (due and not last):
                 attempt.save()
                 attempt.window.restart_clock()
@@ -67,88 +67,46 @@ def train(attempt: Attempt) -> Outcome:
     )
 
 
-def train_step(attempt: Attempt, indices: npt.NDArray[np.int64]) -> torch.Tensor:
-    """One optimizer step on a global batch; returns this rank's sum of sample losses, detached.
-
-    The gradient is that of (sum of sample losses) / (number of samples) over all ranks: each rank
-    divides its sum by the global number and multiplies by the world size, which DDP's mean takes out again.
-    A rank without a share takes part with one sample of weight 0.
-    """
-    recipe, link = attempt.recipe, attempt.link
-    mine = indices[rank_slice(len(indices), link.rank, link.world_size)]
-    weight = 1.0
-    if not len(mine):
-        mine, weight = indices[:1], 0.0
-    size = recipe.train.microbatch_size or len(mine)
-    loss_sum = torch.zeros((), device=link.device)
-    attempt.optimizer.zero_grad(set_to_none=True)
-    for start in range(0, len(mine), size):
-        batch = recipe.train_part.gather(mine[start : start + size])
-        features = recipe.pipeline.transform(batch.features.to(link.device))
-        targets = recipe.pipeline.transform_targets(batch.targets.to(link.device))
-        ends = start + size >= len(mine)
-        with contextlib.nullcontext() if ends else _no_sync(attempt.parallel):
-            outputs = recipe.objective.shape_outputs(attempt.parallel(features))
-            losses = recipe.objective.losses(outputs, targets)
-            loss = losses.sum() if weight else losses.sum() * 0.0
-            (loss * link.world_size / len(indices)).backward()
-        loss_sum += loss.detach()
-    if recipe.train.clip_grad_norm:
-        torch.nn.utils.clip_grad_norm_(attempt.model.parameters(), recipe.train.clip_grad_norm)
-    attempt.optimizer.step()
-    return loss_sum
-
-
-def _no_sync(parallel: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
-    if isinstance(parallel, torch.nn.parallel.DistributedDataParallel):
-        context: contextlib.AbstractContextManager[None] = parallel.no_sync()
-        return context
-    return contextlib.nullcontext()
+def _budget_spent(attempt: Attempt) -> bool:
+    return attempt.out_of_time or attempt.position.step >= attempt.recipe.total_steps
 
 
 def _finished(attempt: Attempt) -> bool:
-    recipe, position = attempt.recipe, attempt.position
-    done = position.epoch >= recipe.train.max_epochs or position.step >= recipe.total_steps
-    return attempt.stopped_early or (done and position.evaluated)
+    done = attempt.position.epoch >= attempt.recipe.train.max_epochs or _budget_spent(attempt)
+    return attempt.stopped_early or (done and attempt.position.evaluated)
 
 
-def _agree(attempt: Attempt) -> bool:
-    """Let the ranks talk, log the window's steps, report progress; True where the run is to stop."""
-    recipe, link, position = attempt.recipe, attempt.link, attempt.position
-    agreement = attempt.window.agree(stop=link.stop_requested())
-    for record in agreement.records:
-        if not math.isfinite(record.loss):  # all ranks see the same and end together
-            raise Diverged(
-                f"the training loss became {record.loss} at step {record.step} (learning rate {record.lr:g})",
-                "lower train.optimizer.lr, add train.schedule.warmup_steps or train.clip_grad_norm, or look for "
-                "wrong values in the data",
-            )
+def _agree(attempt: Attempt) -> Wish:
+    """Let the ranks talk, log the window's steps, report progress; what rank 0 wishes, 'stop' to save and end."""
+    link, position, train = attempt.link, attempt.position, attempt.recipe.train
+    phases = attempt.clock.take()
+    over = train.max_time is not None and position.seconds + attempt.window.elapsed_s >= train.max_time
+    wish: Wish = "stop" if link.stop_requested() else "finish" if over else "go on"
+    # What a rank does alone: in the backward pass it waits for the others.
+    agreement = attempt.window.agree(wish=wish, own_seconds=phases.get("data", 0.0) + phases.get("forward", 0.0))
+    position.seconds += agreement.elapsed_s
+    if train.nonfinite == "stop":
+        for record in agreement.records:
+            if not math.isfinite(record.loss):  # all ranks see the same and end together
+                raise Diverged(
+                    f"the training loss became {record.loss} at step {record.step} (learning rate "
+                    f"{record.lr:g})",
+                    "lower train.optimizer.lr, add train.schedule.warmup_steps or train.clip_grad_norm, or look "
+                    "for wrong values in the data",
+                )
     if link.rank == 0 and agreement.records:
-        every = recipe.train.log_every_n_steps
-        newest = agreement.records[-1]
-        points = [
-            point
-            for record in agreement.records
-            if record.step % every == 0
-            for point in (
-                Point("train/loss", record.loss, record.step, record.timestamp_ms),
-                Point("train/lr", record.lr, record.step, record.timestamp_ms),
-            )
-        ]
-        points.append(Point("perf/samples_per_s", agreement.samples_per_s, newest.step, newest.timestamp_ms))
-        link.log_points(points)
-        left = (recipe.total_steps - position.step) * recipe.train.global_batch_size
-        _report(attempt, "training", newest.loss, agreement.samples_per_s, left / agreement.samples_per_s)
-    return agreement.stop
+        log_window(attempt, agreement, phases)
+    if agreement.wish == "finish":
+        attempt.out_of_time = True
+    return agreement.wish
 
 
 def _end_epoch(attempt: Attempt) -> None:
     """Validate, decide on early stopping, save; then the next epoch is at batch 0."""
     recipe, link, position = attempt.recipe, attempt.link, attempt.position
-    ended = position.batch >= recipe.steps_per_epoch
-    if ended:
+    if position.batch >= recipe.steps_per_epoch:
         position.epoch, position.batch = position.epoch + 1, 0
-    final = position.epoch >= recipe.train.max_epochs or position.step >= recipe.total_steps
+    final = position.epoch >= recipe.train.max_epochs or _budget_spent(attempt)
     due = position.epoch % recipe.train.evaluate_every_n_epochs == 0
     attempt.metrics = {}
     if recipe.val_part is not None and (due or final):
@@ -162,50 +120,34 @@ def _end_epoch(attempt: Attempt) -> None:
 
 
 def validate(attempt: Attempt) -> None:
-    """Evaluate the validation part, log it, and ask the early stopper. Collective."""
+    """Evaluate the validation part, log it, ask the early stopper and the schedule. Collective."""
     recipe, link = attempt.recipe, attempt.link
     assert recipe.val_part is not None
-    evaluation = evaluate(
-        attempt.model,
-        recipe.val_part,
-        recipe.pipeline,
-        recipe.objective,
-        recipe.metric_names,
-        num_outputs=recipe.num_outputs,
-        device=link.device,
-        batch_size=recipe.train.microbatch_size or recipe.train.global_batch_size,
-    )
+    with attempt.ema.swap() if attempt.ema else contextlib.nullcontext():
+        evaluation = evaluate(
+            attempt.model,
+            recipe.val_part,
+            recipe.pipeline,
+            recipe.objective,
+            recipe.metric_names,
+            num_outputs=recipe.num_outputs,
+            placement=attempt.placement,
+            precision=attempt.precision,
+            batch_size=attempt.microbatch_size,
+        )
     attempt.metrics = evaluation.named("val")
     link.log(attempt.metrics, attempt.position.step)
-    _report(attempt, "evaluating", None, 0.0, None)
+    report(attempt, "evaluating")
+    section = recipe.train
+    if section.schedule.kind == "plateau":
+        attempt.schedule.plateau(_wanted(attempt, section.schedule.metric, "train.schedule.metric"))
     if attempt.stopper is not None:
-        value = attempt.metrics.get(attempt.stopper.metric)
-        if value is None:
-            raise UserCodeError(
-                f"train.early_stopping.metric: there is no '{attempt.stopper.metric}'",
-                f"write one of: {', '.join(attempt.metrics)}",
-            )
+        value = _wanted(attempt, attempt.stopper.metric, "train.early_stopping.metric")
         attempt.stopped_early = attempt.stopper.update(value)
 
 
-def _report(
-    attempt: Attempt,
-    phase: Literal["training", "evaluating"],
-    loss: float | None,
-    rate: float,
-    eta_s: float | None,
-) -> None:
-    recipe, position = attempt.recipe, attempt.position
-    attempt.link.progress(
-        Progress(
-            epoch=min(position.epoch + 1, recipe.train.max_epochs),
-            max_epochs=recipe.train.max_epochs,
-            step=position.step,
-            max_steps=recipe.total_steps,
-            samples_per_s=rate,
-            train_loss=loss,
-            val_loss=attempt.metrics.get("val/loss"),
-            eta_s=eta_s,
-            phase=phase,
-        )
-    )
+def _wanted(attempt: Attempt, metric: str, field: str) -> float:
+    value = attempt.metrics.get(metric)
+    if value is None:
+        raise UserCodeError(f"{field}: there is no '{metric}'", f"write one of: {', '.join(attempt.metrics)}")
+    return value

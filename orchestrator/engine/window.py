@@ -1,14 +1,15 @@
 """Steps between two moments at which the ranks talk about more than gradients.
 
-The losses of the steps and the driver's wish to stop travel together in one small all-reduce, about twice a
-second, instead of one collective per step. All ranks know the window's length in advance, so none waits for
-another at any other time. Imports: torch.
+The losses of the steps, the driver's wish to stop and each rank's own pace travel together in one small
+all-reduce, about twice a second, instead of one collective per step. All ranks know the window's length in
+advance, so none waits for another at any other time. Imports: torch.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,8 @@ from orchestrator.engine import collectives
 
 MAX_STEPS = 256
 TARGET_S = 0.5
+Wish = Literal["go on", "stop", "finish"]
+_WISHES: tuple[Wish, ...] = ("go on", "stop", "finish")
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,23 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What came out of a window: its steps, whether to stop, and the throughput over it."""
+    """What came out of a window: its steps, what rank 0 wishes, the throughput, and each rank's own seconds."""
 
     records: list[StepRecord]
-    stop: bool
+    wish: Wish
     samples_per_s: float
+    elapsed_s: float
+    rank_seconds: list[float]
+
+
+@dataclass(frozen=True)
+class _Step:
+    step: int
+    loss_sum: torch.Tensor
+    weight: float
+    num_samples: int
+    lr: float
+    timestamp_ms: int
 
 
 class StepWindow:
@@ -43,41 +58,48 @@ class StepWindow:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._length = 1
-        self._steps: list[tuple[int, torch.Tensor, int, float, int]] = []
+        self._steps: list[_Step] = []
         self._opened = time.perf_counter()
 
-    def add(self, step: int, loss_sum: torch.Tensor, num_samples: int, lr: float) -> None:
-        """Note a step: this rank's sum of sample losses (kept on the device, not waited for), the number of
-        samples in the *global* batch, and the learning rate used."""
-        self._steps.append((step, loss_sum, num_samples, lr, time.time_ns() // 1_000_000))
+    def add(self, step: int, loss_sum: torch.Tensor, weight: float, num_samples: int, lr: float) -> None:
+        """Note a step: this rank's weighted sum of sample losses (kept on the device, not waited for), the sum
+        of weights and the number of samples of the *global* batch, and the learning rate used."""
+        self._steps.append(_Step(step, loss_sum, weight, num_samples, lr, time.time_ns() // 1_000_000))
 
     @property
     def full(self) -> bool:
         return len(self._steps) >= self._length
 
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._opened
+
     def restart_clock(self) -> None:
         """Leave an evaluation or a save out of the throughput."""
         self._opened = time.perf_counter()
 
-    def agree(self, *, stop: bool) -> Agreement:
-        """Sum the losses over the ranks and learn whether rank 0 was asked to stop. Collective."""
+    def agree(self, *, wish: Wish, own_seconds: float) -> Agreement:
+        """Sum the losses over the ranks, and learn rank 0's wish and every rank's pace. Collective."""
         steps, self._steps = self._steps, []
-        elapsed_s = time.perf_counter() - self._opened
-        lead = collectives.rank() == 0
-        wanted = min(MAX_STEPS, max(1, round(len(steps) * TARGET_S / max(elapsed_s, 1e-6))))
-        message = torch.zeros(len(steps) + 2, dtype=torch.float64, device=self._device)
+        elapsed_s = self.elapsed_s
+        rank, world_size, count = collectives.rank(), collectives.world_size(), len(steps)
+        wanted = min(MAX_STEPS, max(1, round(count * TARGET_S / max(elapsed_s, 1e-6))))
+        message = torch.zeros(count + 2 + world_size, dtype=torch.float64, device=self._device)
         if steps:
-            message[: len(steps)] = torch.stack([entry[1] for entry in steps]).double()
-        if lead:
-            message[-2], message[-1] = float(stop), float(wanted)
+            message[:count] = torch.stack([entry.loss_sum for entry in steps]).double()
+        if rank == 0:
+            message[count], message[count + 1] = float(_WISHES.index(wish)), float(wanted)
+        message[count + 2 + rank] = own_seconds
         values = collectives.sum_over_ranks(message).tolist()
-        self._length = int(values[-1])
+        self._length = int(values[count + 1])
         self._opened = time.perf_counter()
         return Agreement(
             records=[
-                StepRecord(step, total / num_samples, lr, timestamp_ms)
-                for (step, _, num_samples, lr, timestamp_ms), total in zip(steps, values, strict=False)
+                StepRecord(entry.step, total / entry.weight, entry.lr, entry.timestamp_ms)
+                for entry, total in zip(steps, values, strict=False)
             ],
-            stop=bool(values[-2]),
-            samples_per_s=sum(entry[2] for entry in steps) / max(elapsed_s, 1e-9),
+            wish=_WISHES[int(values[count])],
+            samples_per_s=sum(entry.num_samples for entry in steps) / max(elapsed_s, 1e-9),
+            elapsed_s=elapsed_s,
+            rank_seconds=values[count + 2 :],
         )

@@ -16,10 +16,15 @@ class Desk:
     """
 
     def __init__(
-        self, record: Callable[[Sequence[Point]], None], on_progress: Callable[[Progress], None] | None = None
+        self,
+        record: Callable[[Sequence[Point]], None],
+        on_progress: Callable[[Progress], None] | None = None,
+        on_notice: Callable[[str], None] | None = None,
     ) -> None:
         self._record = record
         self._on_progress = on_progress
+        self._on_notice = on_notice
+        self._noticed: set[tuple[int, str]] = set()
         self._lock = threading.Lock()
         self._received: dict[int, int] = {}
         self._stop = False
@@ -42,6 +47,10 @@ class Desk:
                 self.first_letter_s = time.time()
             if letter.failure is not None:
                 self.failures.append(letter.failure)
+            for text in letter.notices:
+                if self._on_notice is not None and (letter.attempt, text) not in self._noticed:
+                    self._noticed.add((letter.attempt, text))  # a letter may come twice
+                    self._on_notice(text)
             if letter.rank == 0:
                 self.attempt = max(self.attempt, letter.attempt)
                 received = self._received.get(letter.attempt, 0)

@@ -98,7 +98,8 @@ def _prepare(
 
     loaded, spec = job.loaded, job.loaded.spec
     add_search_paths(loaded.search_paths)
-    for name in (spec.model.name, spec.train.loss.name, *(spec.train.metrics or ())):
+    named = (spec.model.name, spec.train.function or "", spec.train.loss.name, *(spec.train.metrics or ()))
+    for name in named:
         if ":" in name:
             check_object(name)  # before Ray takes its time
     source = fingerprint(spec.data, [str(path) for path in loaded.search_paths], memo_file(job.storage))
@@ -157,7 +158,7 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, wat
     from orchestrator.worker import WorkerTask
 
     began = time.monotonic()
-    watch.desk = desk = Desk(tracker.log_points, watch.show)
+    watch.desk = desk = Desk(tracker.log_points, watch.show, watch.say)
     if watch.stop is not None:
         desk.request_stop()
     prepared_uri = prepared_folder(job.storage, prepared.manifest.key).uri

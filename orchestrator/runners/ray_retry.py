@@ -11,18 +11,19 @@ from typing import Any
 import ray
 from ray.train import UserCallback
 
-from orchestrator.errors import NOT_RETRIED, Cause, OrchestratorError
+from orchestrator.errors import Cause, OrchestratorError
 
 
 class WorkerFailed(OrchestratorError):
     """A rank's error, as it reaches Ray's controller: its class decides on the retry."""
 
-    def __init__(self, reason: str, cause: Cause) -> None:
+    def __init__(self, reason: str, cause: Cause, final: bool) -> None:
         super().__init__(reason)
         self.worker_cause: Cause = cause
+        self.final = final
 
-    def __reduce__(self) -> tuple[type[WorkerFailed], tuple[str, Cause]]:
-        return type(self), (self.reason, self.worker_cause)
+    def __reduce__(self) -> tuple[type[WorkerFailed], tuple[str, Cause, bool]]:
+        return type(self), (self.reason, self.worker_cause, self.final)
 
 
 class NoRetry(UserCallback):  # type: ignore[misc]
@@ -34,9 +35,8 @@ class NoRetry(UserCallback):  # type: ignore[misc]
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         for rank, error in worker_exceptions.items():
             failed = getattr(error, "_base_exc", error)
-            cause = failed.worker_cause if isinstance(failed, WorkerFailed) else None
-            if cause in NOT_RETRIED:
-                raise RuntimeError(f"rank {rank} failed with a {cause}, which is not retried: {failed}")
+            if isinstance(failed, WorkerFailed) and failed.final:
+                raise RuntimeError(f"rank {rank} failed ({failed.worker_cause}), which is not retried: {failed}")
         with contextlib.suppress(ray.exceptions.RayError):
             if ray.get(self._mailbox.ending.remote(), timeout=10):
                 raise RuntimeError("the run is being stopped: no retry")

@@ -22,7 +22,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.config import LoggingConfig
 
 from orchestrator.engine.link import WorkerLink
-from orchestrator.errors import OrchestratorError, PlacementError
+from orchestrator.errors import NOT_RETRIED, OrchestratorError, PlacementError
 from orchestrator.records import Failure, Letter, Reply
 from orchestrator.runners.desk import Desk
 from orchestrator.runners.environment import environment
@@ -72,7 +72,9 @@ def _worker_main(config: dict[str, Any]) -> str:
     except Exception as error:
         from orchestrator.engine.causes import cause_of, describe
 
-        raise WorkerFailed(describe(error), cause_of(error)) from error
+        cause = cause_of(error)
+        final = cause in NOT_RETRIED or not getattr(error, "retry", True)
+        raise WorkerFailed(describe(error), cause, final) from error
 
 
 def run_ray_train(task: WorkerTask, desk: Desk, *, embedded: bool) -> str:

@@ -69,20 +69,27 @@ def record_end(
         tracker.log_artifact(run.folder.local_path() / SPEC_FILE)
         if run.logs.exists():
             tracker.log_artifact(run.logs.local_path(), "logs")
+    if loaded.spec.train.profile is not None and run.profile.exists():
+        tracker.log_artifact(_local(run.profile, run), "profile")
     if verdict.status == "SUCCEEDED":
         for picture in _drawn(run, manifest, tracker.points()):
             tracker.log_artifact(picture, "evaluation")
-        folder = _local(run.model, run)
-        tracker.log_model(
-            LogModel(
-                model_dir=str(folder),
-                name=MODEL_NAME,
-                registered_model_name=loaded.spec.mlflow.registered_model_name,
-                metadata={"orchestrator.run": run.label},
-                **pyfunc_fields(folder),
-            )
-        )
+        if run.model.exists():  # a train function of the user's own may give none
+            _log_model(tracker, loaded, run)
     tracker.end_run(verdict.status)
+
+
+def _log_model(tracker: Tracker, loaded: LoadedSpec, run: RunFolder) -> None:
+    folder = _local(run.model, run)
+    tracker.log_model(
+        LogModel(
+            model_dir=str(folder),
+            name=MODEL_NAME,
+            registered_model_name=loaded.spec.mlflow.registered_model_name,
+            metadata={"orchestrator.run": run.label},
+            **pyfunc_fields(folder),
+        )
+    )
 
 
 def _description(
@@ -96,7 +103,7 @@ def _description(
     spec, result, beat = loaded.spec, run.read_result() or {}, run.read_beat()
     trained = result.get("train", {})
     progress = beat.progress if beat else None
-    logged = verdict.status == "SUCCEEDED" and tracker.run_id is not None
+    logged = verdict.status == "SUCCEEDED" and tracker.run_id is not None and run.model.exists()
     return run_description(
         verdict,
         run=run.label,

@@ -96,6 +96,15 @@ class RunFolder:
         return self.folder / "pictures"
 
     @property
+    def profile(self) -> Folder:
+        return self.folder / "profile"
+
+    @property
+    def evidence(self) -> Folder:
+        """Batches that led to numbers that are not finite."""
+        return self.folder / "evidence"
+
+    @property
     def logs(self) -> Folder:
         return self.folder / "logs"
 

@@ -1,0 +1,145 @@
+"""The user's own train function: what it is given, and what keeps working around it. Imports: torch.
+
+`train.function: module:object` names a function of one argument, a `TrainContext`, that is called on every
+worker instead of our loop. Placement, data, checkpoints, metrics, stops, resume and export stay ours.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from orchestrator.data.order import batch_indices, epoch_permutation, rank_slice
+from orchestrator.data.prepared import Prepared
+from orchestrator.engine import collectives
+from orchestrator.engine.checkpoint import CheckpointStore, Manifest
+from orchestrator.engine.link import WorkerLink
+from orchestrator.engine.recipe import Placement, Position, Recipe, training_batch
+from orchestrator.engine.seed import seed_everything
+from orchestrator.errors import UsageError, UserCodeError
+from orchestrator.imports import load_object
+from orchestrator.records import Progress
+from orchestrator.spec import JobSpec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainContext:
+    """All that a train function of the user's own needs. One per worker; it runs on all of them at once."""
+
+    spec: JobSpec
+    link: WorkerLink
+    prepared: Prepared
+    recipe: Recipe
+    store: CheckpointStore
+    placement: Placement
+    position: Position = field(default_factory=Position)
+    """Where the run stood at the checkpoint that `restore` loaded; the function may read it, `save` sets it."""
+    saved: Manifest | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.link.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.link.world_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.link.device
+
+    def build_model(self) -> torch.nn.Module:
+        """The spec's model on this worker's device, equal on all ranks."""
+        seed_everything(self.recipe.seed)
+        model = self.recipe.build().to(self.device)
+        seed_everything(self.recipe.seed, self.rank + 1)
+        return model
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's share of each global batch of an epoch, from batch `first` on: inputs and targets on the
+        device. A rank without a share of a short last batch gets one sample, so that all ranks take each step."""
+        train = self.recipe.train
+        order = epoch_permutation(self.recipe.train_part.num_rows, self.recipe.seed, epoch)
+        for batch in range(first, self.recipe.steps_per_epoch):
+            rows = batch_indices(order, batch, train.global_batch_size)
+            mine = rows[rank_slice(len(rows), self.rank, self.world_size)]
+            yield training_batch(self.recipe, self.placement, mine if len(mine) else rows[:1], epoch)
+
+    def validation(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's share of the validation part, in batches; empty where there is none."""
+        part = self.recipe.val_part
+        if part is None:
+            return
+        mine = rank_slice(part.num_rows, self.rank, self.world_size)
+        size = self.recipe.train.global_batch_size
+        for start in range(mine.start, mine.stop, size):
+            batch = part.gather(np.arange(start, min(start + size, mine.stop)))
+            inputs = self.recipe.pipeline.transform(self.placement.put(batch.features))
+            targets = self.recipe.pipeline.transform_targets(self.placement.put(batch.targets))
+            yield self.placement.lay_out(inputs), targets
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics at a step; only rank 0's are kept. Never waits."""
+        self.link.log(metrics, step)
+
+    def progress(self, *, epoch: int, step: int, train_loss: float | None = None) -> None:
+        """Show where the run stands."""
+        train, total = self.recipe.train, self.recipe.total_steps
+        self.link.progress(Progress(epoch + 1, train.max_epochs, step, total, train_loss=train_loss))
+
+    def should_stop(self) -> bool:
+        """Whether to save and return now (a stop was asked for). Collective: call it on all ranks alike."""
+        return bool(collectives.broadcast_object(self.link.stop_requested()))
+
+    def save(
+        self, owners: Mapping[str, Any], *, step: int, epoch: int, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Commit a checkpoint: a dict of states (`{"model": model.state_dict(), …}`), taken from rank 0.
+
+        `metrics` (as `val/loss`) decide which one is the best. Collective. What tensors and plain Python values
+        hold can be read again, no other objects.
+        """
+        self.position = Position(epoch=epoch, step=step, evaluated=bool(metrics))
+        if self.rank == 0:
+            self.store.save(
+                dict(owners), step=step, epoch=epoch, attempt=self.link.attempt, metrics=metrics or {}
+            )
+        collectives.barrier()
+
+    def restore(self) -> dict[str, Any] | None:
+        """The states of the newest checkpoint, with `position` set to it; None where the run is new. Collective."""
+        newest = self.store.load_together()
+        if newest is None:
+            return None
+        self.saved, owners = newest
+        self.position = Position(epoch=self.saved.epoch, step=self.saved.step)
+        return owners
+
+
+def run_own(context: TrainContext) -> torch.nn.Module | None:
+    """Call the user's function on this worker; the model that it returns, to be tested and exported, or None.
+
+    Raises UsageError where it cannot be called, UserCodeError where it returns something else. What it raises
+    itself goes through.
+    """
+    path = context.recipe.train.function
+    assert path is not None
+    function: Callable[[TrainContext], Any] = load_object(path)
+    if not callable(function):
+        raise UsageError(f"train.function: '{path}' is a {type(function).__name__}, which cannot be called")
+    model = function(context)
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        model = model.module
+    if model is not None and not isinstance(model, torch.nn.Module):
+        raise UserCodeError(
+            f"train.function: '{path}' returned a {type(model).__name__}",
+            "return the trained torch.nn.Module, or nothing",
+        )
+    return model

@@ -1,0 +1,87 @@
+"""What is trained, on what, and how; and where a run stands in it. Imports: torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from orchestrator.data.augment import augment
+from orchestrator.data.order import num_batches
+from orchestrator.data.pipeline import Pipeline
+from orchestrator.data.prepared import Part
+from orchestrator.engine.objective import Objective
+from orchestrator.spec.data import Augmentation
+from orchestrator.spec.train import TrainSection
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the numbers."""
+
+    train: TrainSection
+    seed: int
+    build: Callable[[], torch.nn.Module]
+    train_part: Part
+    val_part: Part | None
+    pipeline: Pipeline
+    objective: Objective
+    metric_names: Sequence[str]
+    num_outputs: int
+    augmentations: Sequence[Augmentation] = ()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return num_batches(self.train_part.num_rows, self.train.global_batch_size, self.train.drop_last)
+
+    @property
+    def total_steps(self) -> int:
+        steps = self.steps_per_epoch * self.train.max_epochs
+        return min(steps, self.train.max_steps) if self.train.max_steps else steps
+
+
+@dataclass
+class Position:
+    """Where the run stands: the next batch `batch` of `epoch` (both from 0), after `step` optimizer steps."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    evaluated: bool = False
+    """Whether the epoch that ended last has been evaluated."""
+    seconds: float = field(default=0.0, compare=False)
+    """Spent in training, over all attempts."""
+    skipped: int = 0
+    """Steps left out because a loss or gradient was not finite."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how tensors lie for the model: device, and the layout of images."""
+
+    device: torch.device
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device; the copy to a GPU goes on in the background."""
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def lay_out(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.contiguous(memory_format=self.memory_format) if inputs.ndim == 4 else inputs
+
+
+def training_batch(
+    recipe: Recipe, placement: Placement, rows: npt.NDArray[np.int64], epoch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of these rows of the training part, transformed and augmented, on the device."""
+    batch = recipe.train_part.gather(rows)
+    inputs = recipe.pipeline.transform(placement.put(batch.features))
+    targets = recipe.pipeline.transform_targets(placement.put(batch.targets))
+    if recipe.augmentations:
+        inputs = augment(inputs, recipe.augmentations, seed=recipe.seed, epoch=epoch, rows=rows)
+    return placement.lay_out(inputs), targets

@@ -1,0 +1,102 @@
+"""One optimizer step on a global batch. Imports: torch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from orchestrator.data.order import rank_slice
+from orchestrator.engine.attempt import Attempt
+from orchestrator.engine.optim import add_l1
+from orchestrator.engine.parallel import clip_gradients, no_sync
+from orchestrator.engine.recipe import training_batch
+from orchestrator.engine.trouble import diverged, is_finite
+
+
+def train_step(attempt: Attempt, indices: npt.NDArray[np.int64]) -> tuple[torch.Tensor, float]:
+    """One optimizer step; returns this rank's weighted sum of sample losses (detached, on the device), and the
+    sum of weights over the *global* batch.
+
+    The gradient is that of (Σ weighted sample losses) / (Σ weights) over all ranks: each rank divides its
+    sum by the global weight and multiplies by the world size, which the mean over ranks takes out again.
+    A rank without a share takes part with one sample of weight 0.
+    """
+    recipe, link, clock = attempt.recipe, attempt.link, attempt.clock
+    clock.start()
+    mine = indices[rank_slice(len(indices), link.rank, link.world_size)]
+    idle = not len(mine)
+    if idle:
+        mine = indices[:1]
+    size = attempt.microbatch_size
+    weight = global_weight(attempt, indices)
+    scale = 0.0 if idle else link.world_size / weight
+    loss_sum = torch.zeros((), device=link.device)
+    attempt.optimizer.zero_grad(set_to_none=True)
+    for start in range(0, len(mine), size):
+        rows = mine[start : start + size]
+        inputs, targets = training_batch(recipe, attempt.placement, rows, attempt.position.epoch)
+        clock.lap("data")
+        with no_sync(attempt.parallel, enabled=start + size < len(mine)):
+            with attempt.precision.autocast():
+                outputs = attempt.parallel(inputs)
+            losses = recipe.objective.losses(recipe.objective.shape_outputs(outputs.float()), targets)
+            loss = losses.sum()
+            clock.lap("forward")
+            if attempt.watches_losses and not is_finite(loss) and recipe.train.nonfinite == "stop":
+                raise diverged(
+                    attempt.model,
+                    inputs,
+                    targets,
+                    rows=rows,
+                    step=attempt.position.step + 1,
+                    lr=attempt.lr,
+                    loss=float(loss),
+                    evidence=attempt.evidence,
+                    rank=link.rank,
+                )
+            scaled = loss * scale
+            (attempt.scaler.scale(scaled) if attempt.scaler else scaled).backward()
+            clock.lap("backward")
+        if not idle:
+            loss_sum += loss.detach()
+    _update(attempt)
+    clock.lap("optimizer")
+    return loss_sum, weight
+
+
+def global_weight(attempt: Attempt, indices: npt.NDArray[np.int64]) -> float:
+    """Σ of the samples' weights over a global batch. Every rank finds it in its own map of the data."""
+    objective, part = attempt.recipe.objective, attempt.recipe.train_part
+    if not objective.weighted:
+        return float(len(indices))
+    targets = attempt.recipe.pipeline.transform_targets(part.gather(indices).targets)
+    weights = objective.weights(targets)
+    return float(len(indices)) if weights is None else max(float(weights.sum()), 1e-12)
+
+
+def _update(attempt: Attempt) -> None:
+    """Bring the gradients into the weights, unless they are not finite and such steps are to be left out."""
+    section, optimizer, scaler = attempt.recipe.train, attempt.optimizer, attempt.scaler
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    if section.optimizer.l1:
+        add_l1(section.optimizer, optimizer)
+    skipping = section.nonfinite == "skip"
+    if section.clip_grad_norm or section.clip_grad_value or skipping:
+        limit = section.clip_grad_norm or math.inf
+        norm = clip_gradients(attempt.trained, limit, section.clip_grad_value)
+        # All ranks hold the same gradients, so all decide the same. fp16's scaler leaves the step out itself.
+        if skipping and norm is not None and not is_finite(norm) and scaler is None:
+            attempt.position.skipped += 1
+            attempt.link.notice(f"step {attempt.position.step + 1} was left out: its gradients are not finite")
+            return
+    if scaler is not None:
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.step()
+    if attempt.ema is not None:
+        attempt.ema.update()

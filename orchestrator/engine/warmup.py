@@ -1,0 +1,149 @@
+"""Before the first step: does the model fit its task and the memory, and are DDP's buckets settled? Imports: torch.
+
+All of it happens on a little real data, before any state is loaded, and leaves nothing behind: random states are
+seeded afterwards, buffers (batch statistics) are put back, gradients dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import traceback
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from orchestrator.data.order import rank_slice
+from orchestrator.engine import collectives
+from orchestrator.engine.causes import is_out_of_memory
+from orchestrator.engine.flops import forward_flops
+from orchestrator.engine.link import WorkerLink
+from orchestrator.engine.precision import Precision
+from orchestrator.engine.recipe import Placement, Recipe, training_batch
+from orchestrator.engine.trouble import dead_parameters
+from orchestrator.errors import OrchestratorError, OutOfMemory, UserCodeError
+
+_SETTLING_PASSES = 2
+
+
+def try_out(recipe: Recipe, model: torch.nn.Module, placement: Placement, *, count: bool) -> float:
+    """One small forward pass, before any time is spent: do the outputs fit the task?
+
+    Gives the FLOPs of a sample's forward pass, or 0 unless `count`ed. Raises UsageError where the outputs do
+    not fit, UserCodeError where the model raises.
+    """
+    num_samples = min(2, recipe.train_part.num_rows)
+    inputs, _ = training_batch(recipe, placement, np.arange(num_samples), epoch=0)
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = model(inputs)
+        flops = forward_flops(model, inputs) / num_samples if count else 0.0
+    except OrchestratorError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise too_large(1) from error
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserCodeError(
+            f"the model raised {type(error).__name__} on an input of shape {tuple(inputs.shape)}: {error}",
+            f"see {frame.filename}:{frame.lineno}; where it is the shape, change data.image.size, data.features "
+            "or model.args",
+        ) from error
+    finally:
+        model.train()
+    if not isinstance(outputs, torch.Tensor):
+        raise UserCodeError(f"the model returned {type(outputs).__name__}, not a tensor of outputs")
+    recipe.objective.check_outputs(outputs, num_samples=num_samples, num_outputs=recipe.num_outputs)
+    return flops
+
+
+def probe_microbatch(
+    recipe: Recipe,
+    model: torch.nn.Module,
+    placement: Placement,
+    precision: Precision,
+    link: WorkerLink,
+    limit: int | None,
+) -> int:
+    """How many samples this run's workers compute at once: the spec's number or a worker's whole share, halved
+    until a forward and backward pass fits into the memory of every rank. Collective.
+
+    `model` is the bare network, so that a rank that runs out of memory leaves no other waiting. `limit` is what
+    an earlier attempt that ran out of memory left. Raises OutOfMemory where one sample does not fit.
+    """
+    batch_size = min(recipe.train.global_batch_size, recipe.train_part.num_rows)
+    whole = rank_slice(batch_size, 0, link.world_size)
+    share = whole.stop - whole.start
+    wanted = size = min(recipe.train.microbatch_size or share, limit or share, share)
+    fault: BaseException | None = None
+    dead: list[str] = []
+    while size:
+        try:
+            with _without_traces(model):
+                _pass(recipe, model, placement, precision, size)
+                dead = dead_parameters(model)
+            break
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            fault = error
+        if placement.device.type == "cuda":
+            torch.cuda.empty_cache()
+        size //= 2
+    agreed = min(collectives.gather_objects(size))
+    if not agreed:
+        raise too_large(wanted) from fault
+    if agreed < wanted:
+        link.notice(
+            f"{wanted} samples at once do not fit into a worker's memory: it computes {agreed} and accumulates "
+            "gradients (the global batch stays)"
+        )
+    if dead and link.rank == 0:
+        shown = ", ".join(dead[:5]) + (", …" if len(dead) > 5 else "")
+        link.notice(f"no gradient reaches {len(dead)} of the trained parameters: {shown}")
+    return agreed
+
+
+def settle(
+    recipe: Recipe, parallel: torch.nn.Module, placement: Placement, precision: Precision, model: torch.nn.Module
+) -> None:
+    """Let DDP rebuild its gradient buckets, which it does after the first pass. Collective.
+
+    Without this, three or more ranks reduce in another order after a resume, and the bits differ.
+    """
+    with _without_traces(model):
+        for _ in range(_SETTLING_PASSES):
+            _pass(recipe, parallel, placement, precision, min(2, recipe.train_part.num_rows))
+    parallel.zero_grad(set_to_none=True)
+
+
+def too_large(tried: int) -> OutOfMemory:
+    return OutOfMemory(
+        f"a worker's memory does not hold the training step of one sample (tried {tried} and fewer)",
+        "set train.parallel.activation_checkpointing: true, train.parallel.strategy: fsdp with more workers, or "
+        "train.precision: bf16; or give the workers more memory, or the model fewer parameters",
+    )
+
+
+def _pass(
+    recipe: Recipe, model: torch.nn.Module, placement: Placement, precision: Precision, num_samples: int
+) -> None:
+    inputs, targets = training_batch(recipe, placement, np.arange(num_samples), epoch=0)
+    with precision.autocast():
+        outputs = model(inputs)
+    recipe.objective.losses(recipe.objective.shape_outputs(outputs.float()), targets).sum().backward()
+
+
+@contextlib.contextmanager
+def _without_traces(model: torch.nn.Module) -> Iterator[None]:
+    """Put buffers back, and drop gradients."""
+    buffers = {name: copy.deepcopy(buffer.detach()) for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])

@@ -1,0 +1,150 @@
+"""`train_worker`: what a worker does, from its task to a result, the same for every runner.
+
+Environment, data, model, training, evaluation of the best checkpoint, the model bundle. No ray, no mlflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+
+import torch
+
+from orchestrator.data.prepared import Prepared
+from orchestrator.engine import collectives
+from orchestrator.engine.attempt import Attempt, start_attempt
+from orchestrator.engine.causes import cause_of, describe, is_out_of_memory, mend_of
+from orchestrator.engine.checkpoint import CheckpointStore
+from orchestrator.engine.link import WorkerLink
+from orchestrator.engine.loop import Outcome, train
+from orchestrator.engine.own import TrainContext, run_own
+from orchestrator.engine.profile import StepProfiler
+from orchestrator.engine.recipe import Placement, Recipe
+from orchestrator.engine.seed import seed_everything
+from orchestrator.engine.warmup import too_large
+from orchestrator.imports import add_search_paths
+from orchestrator.monitor.rank_log import rank_log
+from orchestrator.records import Failure, Progress
+from orchestrator.runs.folder import RunFolder
+from orchestrator.spec import redact, secret_values
+from orchestrator.storage import Folder
+from orchestrator.worker.finish import finish, finish_own
+from orchestrator.worker.task import WorkerTask, build_recipe, checkpoint_store
+
+_log = logging.getLogger(__name__)
+
+
+def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True) -> str:
+    """Run one worker to its end: 'completed' or 'stopped'. Collective over the world of the link.
+
+    What went wrong is reported through the link before it is raised. What user code prints goes into the
+    rank's log as well with `keep_prints`: not where others print in this process too.
+    """
+    spec = task.spec
+    run = task.run
+    secrets = secret_values(spec)
+    os.environ.update(secrets)
+    hide = functools.partial(redact, secrets=list(secrets.values()))
+    add_search_paths(task.search_paths)
+    torch.set_num_threads(max(1, int(spec.resources.per_worker()["CPU"])))
+    store = checkpoint_store(spec, run)
+    try:
+        link.attempt = collectives.broadcast_object(store.begin_attempt() if link.rank == 0 else None)
+        log_file = run.local / "logs" / f"attempt-{link.attempt}" / f"rank-{link.rank}.log"
+        with rank_log(log_file, hide, printed=keep_prints):
+            link.start()
+            link.progress(Progress(0, spec.train.max_epochs, 0, 0, phase="starting"))
+            try:
+                return _run(task, link, run, store)
+            except BaseException:
+                _log.info("rank %d failed", link.rank, exc_info=True)
+                raise
+    except BaseException as error:
+        link.fail(
+            Failure(
+                rank=link.rank,
+                attempt=link.attempt,
+                time_s=time.time(),
+                error=hide(describe(error)),
+                cause=cause_of(error),
+                mend=mend_of(error),
+                traceback=hide(traceback.format_exc()),
+                host=socket.gethostname(),
+                exit_code=getattr(error, "exit_code", 1),
+            )
+        )
+        raise
+    finally:
+        link.close()
+
+
+def _run(task: WorkerTask, link: WorkerLink, run: RunFolder, store: CheckpointStore) -> str:
+    spec = task.spec
+    prepared = Prepared.load(Folder.at(task.prepared_uri))
+    recipe = build_recipe(spec, prepared, initial_weights(run))
+    if spec.train.function is not None:
+        return _run_own(task, link, recipe, prepared, store)
+    attempt = start_attempt(recipe, link, store, spec.checkpoint, evidence=run.evidence)
+    _log.info(
+        "rank %d of %d on %s: attempt %d starts at step %d (%s, %d samples at once)",
+        link.rank,
+        link.world_size,
+        link.device,
+        link.attempt,
+        attempt.position.step,
+        attempt.precision.name,
+        attempt.microbatch_size,
+    )
+    with _profiling(task, link) as profiler, _halving(attempt):
+        outcome = train(attempt, profiler)
+    if outcome.status == "completed":
+        finish(task, attempt, prepared, outcome)
+    return outcome.status
+
+
+@contextlib.contextmanager
+def _profiling(task: WorkerTask, link: WorkerLink) -> Iterator[StepProfiler | None]:
+    section = task.spec.train.profile
+    if section is None or link.rank != 0:
+        yield None
+        return
+    profiler = StepProfiler(section, task.run.profile, f"attempt-{link.attempt}")
+    try:
+        yield profiler
+    finally:
+        profiler.close()
+
+
+@contextlib.contextmanager
+def _halving(attempt: Attempt) -> Iterator[None]:
+    """Out of memory in the middle of the training: let the next attempt compute half as many samples at once."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if attempt.microbatch_size == 1:
+            raise too_large(1) from error
+        attempt.store.limit_microbatch(attempt.microbatch_size // 2)
+        raise
+
+
+def _run_own(
+    task: WorkerTask, link: WorkerLink, recipe: Recipe, prepared: Prepared, store: CheckpointStore
+) -> str:
+    """The user's own train function; what it returns is tested and exported as ours would be."""
+    began = time.perf_counter()
+    seed_everything(recipe.seed, link.rank + 1)
+    context = TrainContext(task.spec, link, prepared, recipe, store, Placement(link.device))
+    model = run_own(context)
+    if context.should_stop():
+        return "stopped"
+    step = context.position.step
+    finish_own(task, context, model, Outcome("completed", step, 0, time.perf_counter() - began))
+    return "completed"

@@ -1,0 +1,99 @@
+"""What a worker is to do: from the spec and the prepared data to a recipe. Imports: data, models, engine."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from orchestrator.data.augment import check_augment
+from orchestrator.data.prepared import Manifest, Prepared
+from orchestrator.engine.checkpoint import CheckpointStore
+from orchestrator.engine.metrics import DEFAULTS, check_metrics
+from orchestrator.engine.objective import build_objective
+from orchestrator.engine.recipe import Recipe
+from orchestrator.errors import UsageError
+from orchestrator.models.build import build_model
+from orchestrator.models.freeze import freeze
+from orchestrator.models.init_from import load_initial
+from orchestrator.runs.folder import RunFolder
+from orchestrator.spec import JobSpec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """All a worker needs to know; travels pickled. Relative search paths count from its own folder."""
+
+    spec: JobSpec
+    run: RunFolder
+    prepared_uri: str
+    search_paths: Sequence[str]
+
+
+def checkpoint_store(spec: JobSpec, run: RunFolder) -> CheckpointStore:
+    """The checkpoints of a run, as its spec wants them kept."""
+    return CheckpointStore(
+        run.checkpoints,
+        num_to_keep=spec.checkpoint.num_to_keep,
+        score_attribute=spec.checkpoint.checkpoint_score_attribute,
+        score_order=spec.checkpoint.checkpoint_score_order,
+    )
+
+
+def build_recipe(spec: JobSpec, prepared: Prepared, initial: Path | None = None) -> Recipe:
+    """What the spec asks to be trained on the prepared data, from the weights in the file `initial`, if any.
+
+    Raises UsageError where spec and data do not fit.
+    """
+    manifest = prepared.manifest
+    names = DEFAULTS[manifest.task] if spec.train.metrics is None else spec.train.metrics
+    check_metrics(manifest.task, names)
+    check_augment(spec.data.augment, manifest.input_shape)
+    counts = manifest.class_counts
+    recipe = Recipe(
+        train=spec.train,
+        seed=spec.seed,
+        build=functools.partial(_build, spec, manifest, initial),
+        train_part=prepared.part("train"),
+        val_part=prepared.part("val") if manifest.rows["val"] else None,
+        pipeline=prepared.pipeline,
+        objective=build_objective(
+            manifest.task,
+            spec.train.loss,
+            num_outputs=manifest.num_outputs,
+            class_counts=list(counts["train"].values()) if counts else None,
+        ),
+        metric_names=names,
+        num_outputs=manifest.num_outputs,
+        augmentations=spec.data.augment,
+    )
+    if recipe.total_steps == 0:
+        raise UsageError(
+            f"the training part has {manifest.rows['train']} rows, fewer than train.global_batch_size "
+            f"({spec.train.global_batch_size}), and drop_last drops them all",
+            "lower train.global_batch_size, or set train.drop_last: false",
+        )
+    return recipe
+
+
+def _build(spec: JobSpec, manifest: Manifest, initial: Path | None) -> torch.nn.Module:
+    """The network with its first weights, and what is frozen of it."""
+    model = build_model(
+        spec.model,
+        manifest.input_shape,
+        manifest.num_outputs,
+        vocab_size=manifest.vocab_size,
+        per_token=manifest.task == "language_modeling",
+    )
+    if initial is not None and spec.init_from is not None:
+        left = load_initial(model, initial, head=spec.init_from.head, strict=spec.init_from.strict)
+        if left:
+            _log.warning("init_from: these keep their fresh weights: %s", ", ".join(left))
+    freeze(model, spec.model.freeze)
+    return model
