@@ -5,6 +5,7 @@ So a fresh process and a resumed one start from the same place. Imports: torch.
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,22 +15,22 @@ import torch
 from orchestrator.engine import collectives
 from orchestrator.engine.checkpoint import CheckpointStore
 from orchestrator.engine.clock import StepClock
+from orchestrator.engine.compression import TrafficMeter
 from orchestrator.engine.ema import Ema
 from orchestrator.engine.flops import peak_flops
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.optim import build_optimizer
-from orchestrator.engine.parallel import (
-    CommMeter,
+from orchestrator.engine.parallel import bare, parallelize, sharded
+from orchestrator.engine.precision import Precision, resolve_precision
+from orchestrator.engine.recipe import Placement, Position, Recipe
+from orchestrator.engine.schedule import Scheduler
+from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
+from orchestrator.engine.sharded_state import (
     load_model_state,
     load_optimizer_state,
     model_state,
     optimizer_state,
-    parallelize,
 )
-from orchestrator.engine.precision import Precision, resolve_precision
-from orchestrator.engine.recipe import Placement, Position, Recipe
-from orchestrator.engine.schedule import LearningRate, build_schedule
-from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
 from orchestrator.engine.stopping import EarlyStopper
 from orchestrator.engine.trouble import StragglerWatch
 from orchestrator.engine.warmup import probe_microbatch, settle, try_out
@@ -58,12 +59,12 @@ class Attempt:
     precision: Precision
     microbatch_size: int
     optimizer: torch.optim.Optimizer
-    schedule: LearningRate
+    schedule: Scheduler
     scaler: torch.amp.GradScaler | None
     ema: Ema | None
     window: StepWindow
     clock: StepClock
-    meter: CommMeter
+    meter: TrafficMeter
     stopper: EarlyStopper | None
     stragglers: StragglerWatch
     evidence: Folder | None
@@ -85,6 +86,11 @@ class Attempt:
     @property
     def lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def averages(self) -> bool:
+        """Whether a step ends with waiting for the other workers' gradients (under FSDP it is spread out)."""
+        return self.parallel is not self.model
 
     @property
     def watches_losses(self) -> bool:
@@ -169,21 +175,21 @@ def start_attempt(
     flops = try_out(recipe, model, placement, count=peak is not None)
     if train.compile:
         _compile(model, link, lambda: try_out(recipe, model, placement, count=False))
-    sharded = train.parallel.strategy == "fsdp"
     limit = collectives.broadcast_object(store.microbatch_limit() if link.rank == 0 else None)
-    size = (
-        train.microbatch_size or train.global_batch_size
-        if sharded  # its forward pass is collective: a rank cannot try alone
-        else probe_microbatch(recipe, model, placement, precision, link, limit)
-    )
-    if sharded and limit:
-        size = min(size, limit)
-    meter = CommMeter()
+    if train.parallel.strategy == "fsdp":  # whose forward pass is collective: a rank cannot try alone
+        size = min(train.microbatch_size or train.global_batch_size, limit or train.global_batch_size)
+    else:
+        size = probe_microbatch(recipe, model, placement, precision, link, limit)
+    clock, meter = StepClock(link.device), TrafficMeter()
     parallel = parallelize(model, train.parallel, link, precision, meter)
-    if link.world_size > 1 or sharded:
+    model = bare(parallel)
+    if sharded(parallel):  # which computes in the precision by itself
+        precision = Precision("fp32", link.device.type)
+    if link.world_size > 1:
         settle(recipe, parallel, placement, precision, model)
+        meter.on_last_bucket = functools.partial(clock.lap, "backward")
     meter.take()
-    optimizer = build_optimizer(train.optimizer, model, link.device, fused=False if sharded else None)
+    optimizer = build_optimizer(train.optimizer, model, link.device)
     attempt = Attempt(
         recipe=recipe,
         link=link,
@@ -195,7 +201,7 @@ def start_attempt(
         precision=precision,
         microbatch_size=size,
         optimizer=optimizer,
-        schedule=build_schedule(
+        schedule=Scheduler(
             train.schedule,
             optimizer,
             total_steps=recipe.total_steps,
@@ -204,7 +210,7 @@ def start_attempt(
         scaler=precision.scaler(),
         ema=Ema(model, train.ema.decay) if train.ema else None,
         window=StepWindow(link.device),
-        clock=StepClock(link.device),
+        clock=clock,
         meter=meter,
         stopper=EarlyStopper(
             train.early_stopping.metric,

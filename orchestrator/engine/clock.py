@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: data, forward, backward, optimizer. Imports: torch.
+"""Where the time of a training step goes: data, forward, backward, communication, optimizer. Imports: torch.
 
 On a CPU by the host's clock; on a GPU, which runs behind the host, by events that are read once per window.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-PHASES = ("data", "forward", "backward", "optimizer")
+PHASES = ("data", "forward", "backward", "communication", "optimizer")
 
 
 class StepClock:

@@ -131,16 +131,15 @@ def validate(attempt: Attempt) -> None:
             recipe.objective,
             recipe.metric_names,
             num_outputs=recipe.num_outputs,
-            placement=attempt.placement,
             precision=attempt.precision,
+            placement=attempt.placement,
             batch_size=attempt.microbatch_size,
         )
     attempt.metrics = evaluation.named("val")
     link.log(attempt.metrics, attempt.position.step)
     report(attempt, "evaluating")
-    section = recipe.train
-    if section.schedule.kind == "plateau":
-        attempt.schedule.plateau(_wanted(attempt, section.schedule.metric, "train.schedule.metric"))
+    if attempt.schedule.metric is not None:
+        attempt.schedule.plateau(_wanted(attempt, attempt.schedule.metric, "train.schedule.metric"))
     if attempt.stopper is not None:
         value = _wanted(attempt, attempt.stopper.metric, "train.early_stopping.metric")
         attempt.stopped_early = attempt.stopper.update(value)

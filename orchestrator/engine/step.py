@@ -10,8 +10,9 @@ import torch
 
 from orchestrator.data.order import rank_slice
 from orchestrator.engine.attempt import Attempt
+from orchestrator.engine.gradients import clip_gradients
 from orchestrator.engine.optim import add_l1
-from orchestrator.engine.parallel import clip_gradients, no_sync
+from orchestrator.engine.parallel import no_sync
 from orchestrator.engine.recipe import training_batch
 from orchestrator.engine.trouble import diverged, is_finite
 
@@ -39,7 +40,8 @@ def train_step(attempt: Attempt, indices: npt.NDArray[np.int64]) -> tuple[torch.
         rows = mine[start : start + size]
         inputs, targets = training_batch(recipe, attempt.placement, rows, attempt.position.epoch)
         clock.lap("data")
-        with no_sync(attempt.parallel, enabled=start + size < len(mine)):
+        more = start + size < len(mine)
+        with no_sync(attempt.parallel, enabled=more):
             with attempt.precision.autocast():
                 outputs = attempt.parallel(inputs)
             losses = recipe.objective.losses(recipe.objective.shape_outputs(outputs.float()), targets)
@@ -59,7 +61,8 @@ def train_step(attempt: Attempt, indices: npt.NDArray[np.int64]) -> tuple[torch.
                 )
             scaled = loss * scale
             (attempt.scaler.scale(scaled) if attempt.scaler else scaled).backward()
-            clock.lap("backward")
+            # The meter ended the backward phase when the last gradients were on their way.
+            clock.lap("communication" if attempt.averages and not more else "backward")
         if not idle:
             loss_sum += loss.detach()
     _update(attempt)
@@ -70,7 +73,7 @@ def train_step(attempt: Attempt, indices: npt.NDArray[np.int64]) -> tuple[torch.
 def global_weight(attempt: Attempt, indices: npt.NDArray[np.int64]) -> float:
     """Σ of the samples' weights over a global batch. Every rank finds it in its own map of the data."""
     objective, part = attempt.recipe.objective, attempt.recipe.train_part
-    if not objective.weighted:
+    if objective.weigh is None:
         return float(len(indices))
     targets = attempt.recipe.pipeline.transform_targets(part.gather(indices).targets)
     weights = objective.weights(targets)
@@ -82,8 +85,6 @@ def _update(attempt: Attempt) -> None:
     section, optimizer, scaler = attempt.recipe.train, attempt.optimizer, attempt.scaler
     if scaler is not None:
         scaler.unscale_(optimizer)
-    if section.optimizer.l1:
-        add_l1(section.optimizer, optimizer)
     skipping = section.nonfinite == "skip"
     if section.clip_grad_norm or section.clip_grad_value or skipping:
         limit = section.clip_grad_norm or math.inf
@@ -93,6 +94,7 @@ def _update(attempt: Attempt) -> None:
             attempt.position.skipped += 1
             attempt.link.notice(f"step {attempt.position.step + 1} was left out: its gradients are not finite")
             return
+    add_l1(optimizer)
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()

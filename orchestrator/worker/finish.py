@@ -17,9 +17,9 @@ from orchestrator.engine.evaluate import Evaluation, evaluate
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import Outcome
 from orchestrator.engine.own import TrainContext
-from orchestrator.engine.parallel import load_model_state, model_state
 from orchestrator.engine.precision import Precision, resolve_precision
 from orchestrator.engine.recipe import Placement, Position, Recipe
+from orchestrator.engine.sharded_state import load_model_state, model_state
 from orchestrator.errors import CheckpointError
 from orchestrator.export.bundle import write_bundle
 from orchestrator.records import Progress
