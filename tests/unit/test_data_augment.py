@@ -120,7 +120,7 @@ def test_no_turn_leaves_images_alone() -> None:
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_color_changes_one_thing_at_a_time(name: str) -> None:
-    off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+    off: dict[str, Any] = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
     inputs = images().double()
     after = changed(inputs, kind="color", **(off | {name: 0.5}))
     draws = dict(zip(off, uniform(5, 1, 0, ROWS, 3), strict=True))
