@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.data import transforms
-from orchestrator.data.clean import Cleaned, Fill, clean, refit_fills
+from orchestrator.data.clean import Cleaned, clean, refit_fills
 from orchestrator.data.columns import array_values
 from orchestrator.data.features import array_matrix, describe_features, number_matrix, require_complete
 from orchestrator.data.fingerprint import hash_file
@@ -21,12 +23,29 @@ from orchestrator.data.pipeline import Pipeline
 from orchestrator.data.prepared import EXAMPLE, FORMAT_VERSION, MANIFEST, Manifest, Prepared
 from orchestrator.data.sources import read_source
 from orchestrator.data.split import split_rows
+from orchestrator.data.stream import cut_samples, joined, require_samples, split_documents
 from orchestrator.data.target import Target, resolve_target
+from orchestrator.data.tokens import fit_tokenizer
+from orchestrator.data.transforms import Affine
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import DataSection, Standardize
 from orchestrator.storage import Folder
 
 _EXAMPLE_ROWS = 5
+_EXAMPLE_CHARACTERS = 1000
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """What models learn from, all parts together: `features` (n, *stored_shape), the target, `source_rows`
+    (n,), and the positions that make up each part; with the pipeline fitted on the training part."""
+
+    features: NDArray[Any]
+    target: Target
+    source_rows: NDArray[np.int64]
+    parts: Mapping[str, NDArray[np.int64]]
+    pipeline: Pipeline
+    corrupt_images: int = 0
 
 
 def build(
@@ -39,24 +58,17 @@ def build(
     """
     raw = read_source(section)
     schema = describe_features(raw, section)
-    pipeline = Pipeline(schema, image_size=section.image.size, image_mode=section.image.mode)
     cleaned = clean(raw, section.clean, features=schema.columns, target=section.target)
     require_complete(cleaned.table, schema.columns, section.target)
-    pixels: NDArray[Any] | None = None
-    corrupt_images = 0
-    if schema.kind == "encoded_image":
-        before = cleaned.table.num_rows
-        cleaned, pixels = _decoded(cleaned, pipeline, section)
-        corrupt_images = before - len(pixels)
-    target = resolve_target(cleaned.table[section.target], task, section.target)
-    parts = split_rows(
-        cleaned.table.num_rows, section.split, seed, target.values if target.classes is not None else None
-    )
-    table, fills = refit_fills(cleaned, parts["train"])
-    features = pixels if pixels is not None else _features(table, pipeline)
-    fitted = _fit(pipeline, section, fills, features[parts["train"]], target, parts["train"])
-    files = [_write_part(folder, name, features, target, cleaned.rows, rows) for name, rows in parts.items()]
-    files.append(_write_example(folder, raw.select(schema.columns), cleaned.rows[parts["train"]]))
+    pipeline = Pipeline(schema, image_size=section.image.size, image_mode=section.image.mode)
+    if task == "language_modeling":
+        samples = _stream_samples(cleaned, pipeline, section, seed)
+    else:
+        samples = _row_samples(cleaned, pipeline, section, task, seed)
+    target, parts, fitted = samples.target, samples.parts, samples.pipeline
+    counts = {name: target.class_counts(rows) for name, rows in parts.items()}
+    files = [_write_part(folder, name, samples) for name in parts]
+    files.append(_write_example(folder, raw.select(schema.columns), samples.source_rows[parts["train"]]))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         key=key,
@@ -66,13 +78,14 @@ def build(
         classes=fitted.classes,
         num_outputs=target.num_outputs,
         feature_kind=schema.kind,
+        vocab_size=fitted.vocab_size,
         input_shape=fitted.input_shape,
         stored_shape=fitted.stored_shape,
         rows_read=raw.num_rows,
         rows={name: len(rows) for name, rows in parts.items()},
-        class_counts=_class_counts(target, parts),
+        class_counts={name: count for name, count in counts.items() if count is not None} or None,
         cleaning=list(cleaned.report),
-        corrupt_images=corrupt_images,
+        corrupt_images=samples.corrupt_images,
         pipeline=fitted.to_dict(),
         files={file.name: _facts(file) for file in files},
     )
@@ -83,10 +96,68 @@ def build(
 def raw_rows(section: DataSection, prepared: Prepared, part: str) -> pa.Table:
     """The rows of a part as the source gives them, read anew, in the part's order: the feature columns only.
 
-    What a user would send for prediction; `prepared.part(part).gather` holds the matching targets.
+    What a user would send for prediction; `prepared.part(part).gather` holds the matching targets. Of a
+    language model, the documents in which the samples begin.
     """
     columns = list(prepared.pipeline.raw_schema.columns)
     return read_source(section).select(columns).take(pa.array(prepared.part(part).source_rows()))
+
+
+def _row_samples(
+    cleaned: Cleaned, pipeline: Pipeline, section: DataSection, task: str, seed: int
+) -> _Samples:
+    """A sample per row, for every task that has a target."""
+    schema, before = pipeline.raw_schema, cleaned.table.num_rows
+    features: NDArray[Any] | None = None
+    if schema.kind == "encoded_image":
+        cleaned, features = _decoded(cleaned, pipeline, section)
+    if section.target is None:
+        raise SourceError(
+            "data.target is missing", "name the column to learn, or write train.task: language_modeling"
+        )
+    target = resolve_target(cleaned.table[section.target], task, section.target)
+    parts = split_rows(cleaned.table.num_rows, section.split, seed, target.class_indices)
+    train = parts["train"]
+    table, fills = refit_fills(cleaned, train)
+    pipeline = replace(
+        pipeline,
+        fills={name: value for name, value in fills.items() if name in schema.columns},
+        target_transform=_fit_target(section, target, train),
+        classes=list(target.classes) if target.classes is not None else None,
+    )
+    if section.text is not None:
+        texts = table[schema.columns[0]].to_pylist()
+        tokenizer = fit_tokenizer(section.text, (texts[row] for row in train))
+        pipeline = replace(pipeline, tokenizer=tokenizer)
+        features = tokenizer.rows(texts, section.text.length)
+    else:
+        features = features if features is not None else _features(table, pipeline)
+        pipeline = replace(pipeline, transforms=tuple(transforms.fit(section.transforms, features[train])))
+    return _Samples(features, target, cleaned.rows, parts, pipeline, before - cleaned.table.num_rows)
+
+
+def _stream_samples(cleaned: Cleaned, pipeline: Pipeline, section: DataSection, seed: int) -> _Samples:
+    """Samples of a language model, cut from the stream of each part's texts."""
+    if section.text is None or section.target is not None or section.target_transform is not None:
+        raise SourceError(
+            "train.task language_modeling learns the next token of a text column",
+            "write data.text, and leave data.target and data.target_transform out",
+        )
+    length, name = section.text.length, pipeline.raw_schema.columns[0]
+    table, fills = refit_fills(cleaned, np.arange(0))
+    documents = split_documents(table[name].to_pylist(), section.split, seed)
+    tokenizer = fit_tokenizer(section.text, joined(documents["train"]), keep_end=True)
+    cut = {part: cut_samples(pieces, tokenizer, length) for part, pieces in documents.items()}
+    require_samples(cut, section.split, length)
+    ends = np.cumsum([0, *(len(samples.rows) for samples in cut.values())])
+    values = np.concatenate([samples.targets for samples in cut.values()])
+    return _Samples(
+        features=np.concatenate([samples.features for samples in cut.values()]),
+        target=Target("language_modeling", None, values, tokenizer.vocab_size),
+        source_rows=cleaned.rows[np.concatenate([samples.rows for samples in cut.values()])],
+        parts={part: np.arange(start, stop) for part, (start, stop) in zip(cut, pairwise(ends), strict=True)},
+        pipeline=replace(pipeline, fills=fills, tokenizer=tokenizer),
+    )
 
 
 def _decoded(cleaned: Cleaned, pipeline: Pipeline, section: DataSection) -> tuple[Cleaned, NDArray[np.uint8]]:
@@ -120,60 +191,50 @@ def _features(table: pa.Table, pipeline: Pipeline) -> NDArray[Any]:
         ) from error
 
 
-def _fit(
-    pipeline: Pipeline,
-    section: DataSection,
-    fills: Mapping[str, Fill],
-    features: NDArray[Any],
-    target: Target,
-    train: NDArray[np.int64],
-) -> Pipeline:
-    """The pipeline with everything that is learned from the training part."""
-    scaled = None
-    if section.target_transform is not None:
-        if target.task != "regression":
-            raise SourceError(
-                f"data.target_transform: the target '{section.target}' holds classes ({target.task})",
-                "leave target_transform out",
-            )
-        # As float64, so that mean and deviation do not lose digits to the target's offset.
-        scaled = transforms.fit([_STANDARDIZE], target.values[train].astype(np.float64)[:, None])[0]
-    return replace(
-        pipeline,
-        fills={name: value for name, value in fills.items() if name in pipeline.raw_schema.columns},
-        transforms=tuple(transforms.fit(section.transforms, features)),
-        target_transform=scaled,
-        classes=list(target.classes) if target.classes is not None else None,
-    )
+def _fit_target(section: DataSection, target: Target, train: NDArray[np.int64]) -> Affine | None:
+    if section.target_transform is None:
+        return None
+    if target.task != "regression":
+        raise SourceError(
+            f"data.target_transform: the target '{section.target}' holds classes ({target.task})",
+            "leave target_transform out",
+        )
+    # As float64, so that mean and deviation do not lose digits to the target's offset.
+    return transforms.fit([_STANDARDIZE], target.values[train].astype(np.float64)[:, None])[0]
 
 
 _STANDARDIZE = Standardize(kind="standardize")
 
 
-def _write_part(
-    folder: Path,
-    name: str,
-    features: NDArray[Any],
-    target: Target,
-    source_rows: NDArray[np.int64],
-    rows: NDArray[np.int64],
-) -> Path:
+def _write_part(folder: Path, name: str, samples: _Samples) -> Path:
     """One record batch, uncompressed, so that the columns can be read in place."""
-    taken = np.ascontiguousarray(features[rows])
-    width = int(np.prod(features.shape[1:]))
+    rows = samples.parts[name]
     batch = pa.record_batch(
         {
-            "features": pa.FixedSizeListArray.from_arrays(pa.array(taken.reshape(-1)), width),
-            "target": pa.array(target.values[rows]),
-            "row": pa.array(source_rows[rows]),
+            "features": _fixed_width(samples.features[rows]),
+            "target": _fixed_width(samples.target.values[rows]),
+            "row": pa.array(samples.source_rows[rows]),
         }
     )
     return _write_arrow(folder / f"{name}.arrow", batch)
 
 
+def _fixed_width(values: NDArray[Any]) -> pa.Array:
+    """A column of numbers, or of fixed-size lists where there is more than one number per row."""
+    if values.ndim == 1:
+        return pa.array(values)
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
+
+
 def _write_example(folder: Path, raw: pa.Table, train_rows: NDArray[np.int64]) -> Path:
-    example = raw.take(pa.array(train_rows[:_EXAMPLE_ROWS])).combine_chunks()
-    return _write_arrow(folder / EXAMPLE, example.to_batches()[0])
+    """The first rows of the training part; of a text column, their beginnings."""
+    example = raw.take(pa.array(np.unique(train_rows)[:_EXAMPLE_ROWS]))
+    for index, field in enumerate(example.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            cut = pc.utf8_slice_codeunits(example[field.name], 0, _EXAMPLE_CHARACTERS)
+            example = example.set_column(index, field.name, cut)
+    return _write_arrow(folder / EXAMPLE, example.combine_chunks().to_batches()[0])
 
 
 def _write_arrow(file: Path, batch: pa.RecordBatch) -> Path:
@@ -185,13 +246,3 @@ def _write_arrow(file: Path, batch: pa.RecordBatch) -> Path:
 def _facts(file: Path) -> dict[str, Any]:
     stat = file.stat()
     return {"bytes": stat.st_size, "sha256": hash_file(file), "mtime_ns": stat.st_mtime_ns}
-
-
-def _class_counts(target: Target, parts: Mapping[str, NDArray[np.int64]]) -> dict[str, dict[str, int]] | None:
-    if target.classes is None:
-        return None
-    labels = [str(label) for label in target.classes]
-    return {
-        name: dict(zip(labels, np.bincount(target.values[rows], minlength=len(labels)).tolist(), strict=True))
-        for name, rows in parts.items()
-    }

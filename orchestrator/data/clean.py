@@ -6,6 +6,7 @@ split. So `clean` fills provisionally, remembers where, and `refit_fills` fills 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from orchestrator.data.columns import (
     image_bytes,
     is_array,
     is_encoded_image,
+    is_list,
     is_number,
     null_rows,
     numbers,
@@ -60,7 +62,7 @@ def clean(
     steps: Sequence[DropNulls | DropDuplicates | DropOutliers | FillNulls],
     *,
     features: Sequence[str],
-    target: str,
+    target: str | None,
 ) -> Cleaned:
     """Apply the steps in order. A step without columns sees features and target; one that looks at numbers
     sees the numeric features. Raises SourceError for unknown or unfit columns, and where no row is left."""
@@ -108,11 +110,11 @@ def _columns(
     table: pa.Table,
     step: DropNulls | DropDuplicates | DropOutliers,
     features: Sequence[str],
-    target: str,
+    target: str | None,
     place: str,
 ) -> list[str]:
     if not isinstance(step, DropOutliers):
-        return step.columns or [*features, target]
+        return step.columns or [*features, *([target] if target else [])]
     for name in step.columns or []:
         _require_number(table, name, place)
     return step.columns or [name for name in features if is_number(table.schema.field(name).type)]
@@ -157,9 +159,12 @@ _ROWS_KEPT: dict[str, Any] = {
 def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
     """Equal numbers for equal values; nulls equal each other, and so do NaN."""
     if is_array(column.type) and not column.null_count:
-        values = np.ascontiguousarray(array_values(column)).reshape(len(column), -1)
-        rows = values.view(np.dtype((np.void, values.shape[1] * values.dtype.itemsize))).ravel()
-        return np.asarray(np.unique(rows, return_inverse=True)[1], dtype=np.int64)
+        with contextlib.suppress(ValueError):  # lists of labels differ in length
+            values = np.ascontiguousarray(array_values(column)).reshape(len(column), -1)
+            rows = values.view(np.dtype((np.void, values.shape[1] * values.dtype.itemsize))).ravel()
+            return np.asarray(np.unique(rows, return_inverse=True)[1], dtype=np.int64)
+    if is_list(column.type):
+        column = pa.chunked_array([pa.array([repr(value) for value in column.to_pylist()], pa.string())])
     if is_encoded_image(column.type):
         column = image_bytes(column)
     try:
@@ -173,7 +178,7 @@ def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _fill_nulls(
-    cleaned: Cleaned, step: FillNulls, features: Sequence[str], target: str, place: str
+    cleaned: Cleaned, step: FillNulls, features: Sequence[str], target: str | None, place: str
 ) -> tuple[Cleaned, int, list[str]]:
     table, filled = cleaned.table, dict(cleaned.filled)
     statistic = step.value in ("mean", "median")

@@ -40,6 +40,14 @@ def is_number(kind: Any) -> bool:
     )
 
 
+def is_text(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds one string per row, dictionary-encoded or not."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
 def is_encoded_image(kind: Any) -> bool:
     """Bytes, or the `{bytes, path}` structs of Hugging Face."""
     types = pa.types
@@ -52,11 +60,17 @@ def is_array(kind: Any) -> bool:
     """Whether each row is an array: a fixed-shape tensor, or lists (nested or not)."""
     if isinstance(kind, pa.FixedShapeTensorType):
         return True
-    while _is_list(kind):
+    while is_list(kind):
         kind = kind.value_type
         if is_number(kind):
             return True
     return False
+
+
+def is_list(kind: Any) -> bool:
+    """Whether each row is a list, of any length and content."""
+    types = pa.types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
 def array_values(column: pa.ChunkedArray) -> NDArray[Any]:
@@ -70,7 +84,7 @@ def array_values(column: pa.ChunkedArray) -> NDArray[Any]:
     if isinstance(array.type, pa.FixedShapeTensorType):
         return np.asarray(array.to_numpy_ndarray())
     shape = [len(array)]
-    while _is_list(array.type):
+    while is_list(array.type):
         if array.null_count:
             raise ValueError("some rows hold nulls")
         if pa.types.is_fixed_size_list(array.type):
@@ -105,13 +119,14 @@ def null_rows(column: pa.ChunkedArray) -> NDArray[np.bool_]:
     if is_encoded_image(kind):
         column = image_bytes(column)
     missing = np.array(pc.is_null(column, nan_is_null=pa.types.is_floating(kind)))
-    if is_array(kind) and not missing.any() and len(column):
+    # Lists of integers hold no NaN, and as labels they differ in length.
+    if is_array(kind) and not is_integer_list(kind) and not missing.any() and len(column):
         values = array_values(column)
         if values.dtype.kind == "f":
             missing = np.isnan(values).reshape(len(values), -1).any(axis=1)
     return missing.astype(bool)
 
 
-def _is_list(kind: Any) -> bool:
-    types = pa.types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+def is_integer_list(kind: Any) -> bool:
+    """Whether each row is a list of integers."""
+    return is_list(kind) and bool(pa.types.is_integer(kind.value_type))

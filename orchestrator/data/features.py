@@ -12,7 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from orchestrator.data.columns import array_values, is_array, is_encoded_image, is_number, null_rows, numbers
+from orchestrator.data.columns import (
+    array_values,
+    is_array,
+    is_encoded_image,
+    is_number,
+    is_text,
+    null_rows,
+    numbers,
+)
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import DataSection
 
@@ -22,11 +30,12 @@ class RawSchema:
     """What raw rows look like.
 
     `array`: one column of arrays, each of `shape` (height, width), (height, width, channels) or (length,).
-    `encoded_image`: one column of image files' bytes. `table`: number columns, in this order.
+    `encoded_image`: one column of image files' bytes. `table`: number columns, in this order. `text`: one
+    column of strings, of which a row takes `shape` (tokens,).
     `dtypes` are numpy's names, `bytes` for encoded images; one per column.
     """
 
-    kind: Literal["array", "encoded_image", "table"]
+    kind: Literal["array", "encoded_image", "table", "text"]
     columns: tuple[str, ...]
     dtypes: tuple[str, ...]
     shape: tuple[int, ...] = ()
@@ -49,12 +58,15 @@ class RawSchema:
 def describe_features(table: pa.Table, section: DataSection) -> RawSchema:
     """The feature columns of a raw table: those the section names, else all but the target.
 
-    Raises SourceError unless they are one image or array column, or number columns only.
+    Raises SourceError unless they are one image or array column, or number columns only; with `data.text`,
+    unless they are one column of strings.
     """
     names = section.features or [name for name in table.column_names if name != section.target]
     if not names:
         raise SourceError("the source has no column but the target", "features are needed to learn from")
     kinds = {name: table.schema.field(name).type for name in names}
+    if section.text is not None:
+        return _describe_text(kinds, section.text.length)
     special = [name for name, kind in kinds.items() if is_encoded_image(kind) or is_array(kind)]
     if len(names) == 1 and special:
         name = names[0]
@@ -70,16 +82,19 @@ def describe_features(table: pa.Table, section: DataSection) -> RawSchema:
     if unfit:
         rest = [name for name in names if name not in unfit]
         shown = f"data.features: [{', '.join(rest[:8])}{', …' if len(rest) > 8 else ''}]"
+        texts = [name for name in unfit if is_text(kinds[name])]
+        one = f" with data.features: [{texts[0]}]" if texts and len(names) > 1 else ""
+        as_text = f", or read '{texts[0]}' as text by data.text{one}" if texts else ""
         raise SourceError(
             "feature columns must be numbers (or be one column of encoded images or of arrays): "
             + ", ".join(f"'{name}' is {kinds[name]}" for name in unfit[:5]),
-            f"leave them out: {shown}" if rest else "name other columns by data.features",
+            f"leave them out: {shown}{as_text}" if rest else f"name other columns by data.features{as_text}",
         )
     return RawSchema("table", tuple(names), tuple(_dtype(kind) for kind in kinds.values()))
 
 
 def stored_shape(schema: RawSchema, image_size: tuple[int, int], mode: str) -> tuple[int, ...]:
-    """Shape of one row of `encode_features`: (height, width, channels) for images, else (columns,)."""
+    """Shape of one encoded row: (height, width, channels) for images, else (columns,) or (tokens,)."""
     if schema.kind == "encoded_image":
         return (*image_size, 3 if mode == "rgb" else 1)
     if schema.kind == "table":
@@ -88,13 +103,13 @@ def stored_shape(schema: RawSchema, image_size: tuple[int, int], mode: str) -> t
 
 
 def model_shape(stored: tuple[int, ...]) -> tuple[int, ...]:
-    """What a model takes of a row so stored: (channels, height, width), or (columns,)."""
+    """What a model takes of a row so stored: (channels, height, width), (columns,) or (tokens,)."""
     return (stored[2], stored[0], stored[1]) if len(stored) == 3 else stored
 
 
-def require_complete(table: pa.Table, names: tuple[str, ...], target: str) -> None:
+def require_complete(table: pa.Table, names: tuple[str, ...], target: str | None) -> None:
     """Raises SourceError where features or target hold a null, NaN or infinity after cleaning."""
-    for name in (*names, target):
+    for name in (*names, *([target] if target else [])):
         missing = int(null_rows(table[name]).sum())
         number = is_number(table.schema.field(name).type)
         role = "the target" if name == target else "feature"
@@ -129,6 +144,23 @@ def array_matrix(values: NDArray[Any], stored: tuple[int, ...]) -> NDArray[Any]:
     """Arrays as they are stored: uint8 stays, all else becomes float32; shape (rows, *stored)."""
     dtype = np.uint8 if values.dtype == np.uint8 else np.float32
     return np.ascontiguousarray(values, dtype=dtype).reshape(len(values), *stored)
+
+
+def _describe_text(kinds: dict[str, Any], length: int) -> RawSchema:
+    name, *others = kinds
+    texts = [name for name, kind in kinds.items() if is_text(kind)]
+    if others:
+        raise SourceError(
+            f"data.text reads one column of strings, and the features are {', '.join(list(kinds)[:5])}"
+            + (", …" if len(kinds) > 5 else ""),
+            f"write data.features: [{texts[0] if texts else name}]",
+        )
+    if not texts:
+        raise SourceError(
+            f"data.text: feature '{name}' is {kinds[name]}, not text",
+            "name a column of strings by data.features, or leave data.text out",
+        )
+    return RawSchema("text", (name,), ("str",), (length,))
 
 
 def _describe_array(column: pa.ChunkedArray, name: str) -> RawSchema:

@@ -9,6 +9,7 @@ from orchestrator.errors import SourceError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What torchvision's ImageFolder takes for an image."""
+TEXT_SUFFIXES = (".txt", ".text", ".md")
 
 
 def existing_path(path: str) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from orchestrator.data.files import class_images, data_files, existing_path
+from orchestrator.data.files import TEXT_SUFFIXES, class_images, data_files, existing_path
 from orchestrator.spec.data import (
     CsvSource,
     DataSection,
@@ -24,6 +24,7 @@ from orchestrator.spec.data import (
     ParquetSource,
     PythonSource,
     SklearnSource,
+    TextSource,
 )
 from orchestrator.storage import Folder
 from orchestrator.user_code import hash_modules
@@ -55,6 +56,8 @@ def fingerprint(section: DataSection, search_paths: Sequence[str] = (), memo: Pa
             lines = _hash_files(data_files(source.path, (".parquet", ".pq")), memo)
         case CsvSource():
             lines = _hash_files(data_files(source.path, (".csv", ".tsv", ".txt")), memo)
+        case TextSource():
+            lines = _hash_files(data_files(source.path, TEXT_SUFFIXES), memo)
         case PythonSource():
             lines = [
                 source.model_dump_json(),

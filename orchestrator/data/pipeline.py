@@ -18,11 +18,19 @@ from numpy.typing import NDArray
 
 from orchestrator.data import transforms
 from orchestrator.data.clean import Fill
-from orchestrator.data.columns import array_values, is_array, is_encoded_image, is_number, unknown_column
+from orchestrator.data.columns import (
+    array_values,
+    is_array,
+    is_encoded_image,
+    is_number,
+    is_text,
+    unknown_column,
+)
 from orchestrator.data.features import RawSchema, array_matrix, model_shape, number_matrix, stored_shape
 from orchestrator.data.images import decode_images
 from orchestrator.data.sources import to_table
 from orchestrator.data.target import Label
+from orchestrator.data.tokens import Tokenizer
 from orchestrator.data.transforms import Affine
 from orchestrator.errors import DataError
 
@@ -42,25 +50,33 @@ class Pipeline:
     transforms: tuple[Affine, ...] = ()
     target_transform: Affine | None = None
     classes: list[Label] | None = None
-    """Labels by class index; None for a regression."""
+    """Labels by class index; None for a regression and for a language model."""
+    tokenizer: Tokenizer | None = None
+    """Of text; None for all else."""
     _tensors: dict[Any, tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Shape of one encoded row: (height, width, channels) or (columns,)."""
+        """Shape of one encoded row: (height, width, channels), (columns,) or (tokens,)."""
         return stored_shape(self.raw_schema, self.image_size, self.image_mode)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one row of a model's input: (channels, height, width) or (columns,)."""
+        """Shape of one row of a model's input: (channels, height, width), (columns,) or (tokens,)."""
         return model_shape(self.stored_shape)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of token ids; None where the input is no text."""
+        return self.tokenizer.vocab_size if self.tokenizer else None
 
     def encode(self, rows: object) -> NDArray[Any]:
         """Raw rows as an array of shape (rows, *stored_shape): uint8 for encoded images and uint8 arrays,
-        else float32. Takes a pyarrow Table, a pandas DataFrame, a dict of columns, a list of row dicts,
-        a numpy array (arrays, or numbers with columns in order), or a list of encoded images' bytes.
+        token ids in the tokenizer's type for text, else float32. Takes a pyarrow Table, a pandas DataFrame,
+        a dict of columns, a list of row dicts, a numpy array (arrays, or numbers with columns in order), or
+        a list of encoded images' bytes or of texts.
 
         Raises DataError where columns, shapes or values do not fit.
         """
@@ -69,12 +85,17 @@ class Pipeline:
             return self._encode_arrays(rows)
         if kind == "encoded_image":
             return self._encode_images(rows)
+        if kind == "text":
+            return self._encode_texts(rows)
         return self._encode_numbers(rows)
 
     def transform(self, features: Tensor) -> Tensor:
-        """Encoded rows as a model's input: float32, contiguous, shape (rows, *input_shape), same device."""
+        """Encoded rows as a model's input: float32, or int64 for tokens; contiguous, shape
+        (rows, *input_shape), same device."""
         import torch
 
+        if self.tokenizer is not None:
+            return features.to(torch.int64, memory_format=torch.contiguous_format)
         shape = self.stored_shape
         if len(shape) == 3:
             rows, (height, width, channels) = features.shape[0], shape
@@ -87,7 +108,7 @@ class Pipeline:
         return inputs if scaling is None else transforms.apply(inputs, *scaling)
 
     def transform_targets(self, targets: Tensor) -> Tensor:
-        """Regression targets as the model learns them; class indices are left alone."""
+        """Regression targets as the model learns them; all others are left alone."""
         if self.target_transform is None:
             return targets
         return targets.sub(self.target_transform.shift[0]).div_(self.target_transform.divide[0])
@@ -107,11 +128,13 @@ class Pipeline:
             "transforms": [step.to_dict() for step in self.transforms],
             "target_transform": self.target_transform.to_dict() if self.target_transform else None,
             "classes": self.classes,
+            "tokenizer": self.tokenizer.to_dict() if self.tokenizer else None,
         }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Pipeline:
         target = value["target_transform"]
+        tokenizer = value.get("tokenizer")  # models that were logged before there was text have none
         return cls(
             raw_schema=RawSchema.from_dict(value["raw_schema"]),
             image_size=(int(value["image_size"][0]), int(value["image_size"][1])),
@@ -120,6 +143,7 @@ class Pipeline:
             transforms=tuple(Affine.from_dict(step) for step in value["transforms"]),
             target_transform=Affine.from_dict(target) if target else None,
             classes=list(value["classes"]) if value["classes"] is not None else None,
+            tokenizer=Tokenizer.from_dict(tokenizer) if tokenizer else None,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -183,6 +207,23 @@ class Pipeline:
             shown = "; ".join(str(image) for image in corrupt[:3])
             raise DataError(f"{len(corrupt)} of {len(pixels)} images cannot be decoded: {shown}")
         return pixels
+
+    def _encode_texts(self, rows: object) -> NDArray[Any]:
+        name = self.raw_schema.columns[0]
+        if isinstance(rows, list | np.ndarray) and not _are_dicts(rows):
+            texts = list(rows)
+        else:
+            column = self._table(rows)[name]
+            if not is_text(column.type) and not pa.types.is_null(column.type):
+                raise DataError(f"column '{name}' must hold text, not {column.type}")
+            texts = column.to_pylist()
+        texts = [self.fills.get(name) if text is None else text for text in texts]
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                held = "no text" if text is None else f"a {type(text).__name__}, not text"
+                raise DataError(f"row {row} holds {held}", f"give a string for column '{name}'")
+        assert self.tokenizer is not None
+        return self.tokenizer.rows(texts, self.raw_schema.shape[0])
 
     def _encode_numbers(self, rows: object) -> NDArray[Any]:
         names = self.raw_schema.columns

@@ -48,8 +48,9 @@ def prepare(
 
 
 def prepared_key(section: DataSection, *, task: str, seed: int, fingerprint: str) -> str:
-    """Names prepared data by all that decides its content. The source's path does not: its content does."""
-    rendered = section.model_dump(mode="json", exclude={"cache": True, "source": {"path"}})
+    """Names prepared data by all that decides its content. The source's path does not (its content does), nor
+    does augmentation, which comes later."""
+    rendered = section.model_dump(mode="json", exclude={"cache": True, "augment": True, "source": {"path"}})
     text = json.dumps([FORMAT_VERSION, fingerprint, rendered, task, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

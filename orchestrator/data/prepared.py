@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from orchestrator.data.pipeline import Pipeline
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 EXAMPLE = "example.arrow"
 
@@ -41,22 +41,25 @@ class Manifest:
     format_version: int
     key: str
     fingerprint: str
-    task: Literal["multiclass", "binary", "regression"]
-    target: str
+    task: Literal["multiclass", "binary", "multilabel", "regression", "language_modeling"]
+    target: str | None
+    """None for a language model."""
     classes: list[Any] | None
-    """Labels (strings, integers or booleans) by class index; None for a regression."""
+    """Labels (strings, integers or booleans) by class index; None for a regression and a language model."""
     num_outputs: int
-    """Of the model: the number of classes for multiclass, else 1."""
-    feature_kind: Literal["array", "encoded_image", "table"]
+    """Of the model: the number of classes or labels, for a language model of token ids; else 1."""
+    feature_kind: Literal["array", "encoded_image", "table", "text"]
+    vocab_size: int | None
+    """Number of token ids of text, 0 (padding) and 1 (unknown) included; None for all else."""
     input_shape: tuple[int, ...]
-    """Of the model, without the batch: (channels, height, width) or (columns,)."""
+    """Of the model, without the batch: (channels, height, width), (columns,) or (tokens,)."""
     stored_shape: tuple[int, ...]
-    """Of one row of `features`: (height, width, channels) or (columns,)."""
+    """Of one row of `features`: (height, width, channels), (columns,) or (tokens,)."""
     rows_read: int
     rows: Mapping[str, int]
-    """Rows of each part."""
+    """Rows of each part; of a language model, samples."""
     class_counts: Mapping[str, Mapping[str, int]] | None
-    """Rows of each class (its label as text) in each part; None for a regression."""
+    """Rows that have each class (its label as text) in each part; None where there are no classes."""
     cleaning: list[Mapping[str, Any]]
     """One entry per step: `step`, `columns` as the spec names them, `rows` dropped or filled."""
     corrupt_images: int
@@ -81,8 +84,9 @@ class Manifest:
 
 
 class Batch(NamedTuple):
-    """Rows as they are stored, on the CPU: `features` (rows, *stored_shape), `targets` (rows,), int64 class
-    indices or float32. Neither may be written to: they can be views of the mapped file."""
+    """Rows as they are stored, on the CPU: `features` (rows, *stored_shape); `targets` (rows,), int64 class
+    indices or float32 numbers, (rows, labels) float32 of 0 and 1, or (rows, length) int64 next tokens, none of
+    which is padding. Neither may be written to: they can be views of the mapped file."""
 
     features: Tensor
     targets: Tensor
@@ -104,12 +108,17 @@ class Part:
         count = len(indices)
         if not count or _is_run(indices):
             start = int(indices[0]) if count else 0
-            return Batch(*(column[start : start + count] for column in self._columns))
-        index = torch.from_numpy(indices)
-        return Batch(*(column.index_select(0, index) for column in self._columns))
+            features, targets = (column[start : start + count] for column in self._columns)
+        else:
+            index = torch.from_numpy(indices)
+            features, targets = (column.index_select(0, index) for column in self._columns)
+        if not targets.is_floating_point():  # tokens are stored as small as they fit
+            targets = targets.to(torch.int64)
+        return Batch(features, targets)
 
     def source_rows(self) -> NDArray[np.int64]:
-        """The number of each row in the source as it is read, before cleaning."""
+        """The number of each row in the source as it is read, before cleaning. Of a language model's sample:
+        of the document in which it begins."""
         return self._arrays[2]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -137,10 +146,12 @@ class Part:
             raise DataError(f"{self._file} holds {batch.num_rows} rows, its manifest says {self.num_rows}")
 
         def view(array: pa.Array) -> NDArray[Any]:
-            values = array.values if pa.types.is_fixed_size_list(array.type) else array
+            """Shape (rows,), or (rows, width) of fixed-size lists."""
+            wide = pa.types.is_fixed_size_list(array.type)
+            values = array.values if wide else array
             offset = values.buffers()[1].address - whole.address if len(values) else 0
-            dtype = np.dtype(values.type.to_pandas_dtype())
-            return np.frombuffer(mapped, dtype, len(values), offset)
+            flat = np.frombuffer(mapped, np.dtype(values.type.to_pandas_dtype()), len(values), offset)
+            return flat.reshape(len(array), array.type.list_size) if wide else flat
 
         return view(batch["features"]), view(batch["target"]), view(batch["row"])
 
@@ -178,7 +189,8 @@ class Prepared:
         return Part(self.folder / f"{name}.arrow", self.manifest.rows[name], self.manifest.stored_shape)
 
     def raw_example(self, n: int = 5) -> pa.Table:
-        """The first rows (at most 5) of the training part as the source gave them, feature columns only."""
+        """The first rows (at most 5) of the training part as the source gave them, feature columns only; of
+        long texts the beginning."""
         with pa.ipc.open_file(str(self.folder / EXAMPLE)) as reader:
             return reader.read_all().slice(0, n)
 

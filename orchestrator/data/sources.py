@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.data.columns import require_columns
-from orchestrator.data.files import class_images, data_files, existing_path
+from orchestrator.data.files import TEXT_SUFFIXES, class_images, data_files, existing_path
 from orchestrator.errors import SourceError, UserCodeError
 from orchestrator.imports import load_object
 from orchestrator.spec.data import (
@@ -28,6 +28,7 @@ from orchestrator.spec.data import (
     ParquetSource,
     PythonSource,
     SklearnSource,
+    TextSource,
 )
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -45,7 +46,7 @@ def read_source(section: DataSection) -> pa.Table:
     _require_distinct(table.column_names)
     if not table.num_rows:
         raise SourceError(f"the source ({source.kind}) has no rows", "look at data.source")
-    require_columns(table.column_names, [section.target], "data.target")
+    require_columns(table.column_names, [section.target] if section.target else [], "data.target")
     require_columns(table.column_names, section.features or [], "data.features")
     return table
 
@@ -61,7 +62,7 @@ def _wanted_columns(section: DataSection) -> list[str] | None:
     if section.features is None:
         return None
     named = [name for step in section.clean for name in step.columns or []]
-    return list(dict.fromkeys([*section.features, section.target, *named]))
+    return list(dict.fromkeys([*section.features, *([section.target] if section.target else []), *named]))
 
 
 def _read_sklearn(source: SklearnSource, wanted: Sequence[str] | None) -> pa.Table:  # noqa: ARG001
@@ -131,6 +132,15 @@ def _read_csv(source: CsvSource, wanted: Sequence[str] | None) -> pa.Table:
         return table.select(wanted) if wanted else table
 
     return _read_files(data_files(source.path, CSV_SUFFIXES), read, "CSV")
+
+
+def _read_text(source: TextSource, wanted: Sequence[str] | None) -> pa.Table:  # noqa: ARG001
+    def read(file: Path) -> pa.Table:
+        text = file.read_text(encoding="utf-8-sig")
+        rows = text.removesuffix("\n").split("\n") if source.rows == "line" else [text]
+        return pa.table({"text": pa.array(rows, pa.large_string())})
+
+    return _read_files(data_files(source.path, TEXT_SUFFIXES), read, "UTF-8 text")
 
 
 def _read_files(files: Sequence[Path], read: Callable[[Path], pa.Table], what: str) -> pa.Table:
@@ -228,5 +238,6 @@ _READERS: dict[str, Callable[[Any, Sequence[str] | None], pa.Table]] = {
     "image_folder": _read_image_folder,
     "parquet": _read_parquet,
     "csv": _read_csv,
+    "text": _read_text,
     "python": _read_python,
 }

@@ -27,7 +27,7 @@ def split_rows(
     if split.kind == "stratified":
         if labels is None:
             raise SourceError(
-                "data.split: 'stratified' needs classes, and the target is a regression's",
+                "data.split: 'stratified' needs one class per row, which the target does not give",
                 "write data.split.kind: random",
             )
         groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from orchestrator.data.columns import array_values, image_bytes
 from orchestrator.data.features import RawSchema
 from orchestrator.data.pipeline import Pipeline
-from orchestrator.errors import CheckpointError, UserCodeError
+from orchestrator.data.tokens import FIRST_TOKEN, PADDING
+from orchestrator.errors import CheckpointError, DataError, UserCodeError
 from orchestrator.export.manifest import FORMAT, MANIFEST, pip_requirements, read_manifest, signature
 from orchestrator.models.build import build_model
 from orchestrator.spec.model import ModelSection
@@ -80,6 +81,7 @@ def write_bundle(
         "task": task,
         "input_shape": list(pipeline.input_shape),
         "num_outputs": num_outputs,
+        "vocab_size": pipeline.vocab_size,
         "pipeline": pipeline.to_dict(),
         "input_example": example,
         "signature": signature(pipeline, task),
@@ -109,11 +111,12 @@ class Bundle:
     manifest: Mapping[str, Any]
 
     def predict(self, rows: Any, batch_size: int = 256) -> pd.DataFrame:
-        """Predictions for raw rows: an array, a DataFrame, a list of row dicts, or a list of encoded images.
+        """Predictions for raw rows: an array, a DataFrame, a list of row dicts, of encoded images or of texts.
 
-        Columns: `prediction` (the class label, or the number in the target's own unit) and, for classes,
-        `probability_<label>` each. One row per raw row, in order; a DataFrame's index is kept.
-        Raises DataError where rows do not fit.
+        Columns: `prediction` and, for classes, `probability_<label>` each. The prediction is the class label;
+        the list of labels whose probability is at least 0.5 (multilabel); the number in the target's own unit
+        (regression); the text of the likeliest next token (language model). One row per raw row, in order; a
+        DataFrame's index is kept. Raises DataError where rows do not fit.
         """
         import pandas as pd
 
@@ -125,18 +128,38 @@ class Bundle:
         if self.task == "regression":
             values = self.pipeline.inverse_targets(outputs.reshape(len(outputs))).double().numpy()
             return pd.DataFrame({"prediction": values}, index=index)
+        if self.task == "language_modeling":
+            return pd.DataFrame({"prediction": pd.Series(self._next_tokens(outputs), index, dtype="str")})
         classes = self.pipeline.classes or []
-        shares = _probabilities(outputs).numpy()
+        shares = _probabilities(outputs, self.task).numpy()
         columns = {f"probability_{label}": shares[:, i] for i, label in enumerate(classes)}
-        labels = pd.Series(classes).take(shares.argmax(axis=1)).to_numpy()
+        if self.task == "multilabel":
+            chosen = [[label for label, on in zip(classes, row, strict=True) if on] for row in shares >= 0.5]
+            labels: Any = pd.Series(chosen, index, dtype=object)
+        else:
+            labels = pd.Series(classes).take(shares.argmax(axis=1)).to_numpy()
         return pd.DataFrame({"prediction": labels, **columns}, index=index)
 
     def _outputs(self, rows: Any) -> Tensor:
-        """The model's outputs for one batch of raw rows, shape (rows, num_outputs), float32 on the CPU."""
+        """The model's outputs for one batch of raw rows, shape (rows, num_outputs), float32 on the CPU; of a
+        language model, those at each row's last token."""
         encoded = torch.from_numpy(self.pipeline.encode(rows)).to(self.device)
         with torch.inference_mode():
-            outputs: Tensor = self.model(self.pipeline.transform(encoded))
+            inputs = self.pipeline.transform(encoded)
+            outputs: Tensor = self.model(inputs)
+        if self.task == "language_modeling":
+            lengths = (inputs != PADDING).sum(dim=1)
+            if not bool(lengths.all()):
+                raise DataError("a text is empty", "give a language model at least one token to go on from")
+            outputs = outputs[torch.arange(len(inputs), device=self.device), lengths - 1]
         return outputs.float().cpu().reshape(len(encoded), self.num_outputs)
+
+    def _next_tokens(self, outputs: Tensor) -> list[str]:
+        """The texts of the likeliest tokens; padding and unknown have none, and are no candidates."""
+        tokenizer = self.pipeline.tokenizer
+        assert tokenizer is not None
+        best = outputs[:, FIRST_TOKEN:].argmax(dim=1) + FIRST_TOKEN
+        return [tokenizer.token(index) for index in best.tolist()]
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
@@ -204,13 +227,13 @@ def _example(rows: pa.Table, schema: RawSchema) -> tuple[str, bytes]:
         items = image_bytes(rows[name]).to_pylist()
         plain = [{name: base64.b64encode(item).decode()} for item in items if item]
     else:
-        plain = [{name: _json_number(row[name]) for name in schema.columns} for row in rows.to_pylist()]
+        plain = [{name: _json_value(row[name]) for name in schema.columns} for row in rows.to_pylist()]
     return "input_example.json", (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _json_number(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """JSON knows neither decimals nor NaN."""
-    if isinstance(value, bool | int | None):
+    if isinstance(value, bool | int | str | None):
         return value
     return float(value) if math.isfinite(value) else None
 
@@ -220,8 +243,11 @@ def _cut(rows: Any, start: int, count: int) -> Any:
     return (rows.iloc if hasattr(rows, "iloc") else rows)[start : start + count]
 
 
-def _probabilities(outputs: Tensor) -> Tensor:
-    """Shares of the classes, shape (n, classes), float64. One output is the logit of the second class."""
+def _probabilities(outputs: Tensor, task: str) -> Tensor:
+    """Probabilities of the classes, shape (n, classes), float64; of labels each by itself. One output is the
+    logit of the second class."""
+    if task == "multilabel":
+        return outputs.double().sigmoid()
     if outputs.shape[1] == 1:
         second = outputs.double().sigmoid()
         return torch.cat([1 - second, second], dim=1)

@@ -61,7 +61,7 @@ def pyfunc_fields(folder: str | Path) -> dict[str, Any]:
 def signature(pipeline: Pipeline, task: str) -> dict[str, str | None]:
     """The raw rows and the predictions, in the form of MLflow's `ModelSignature.to_dict()`.
 
-    Arrays are one tensor, encoded images one binary column, tables a column each.
+    Arrays are one tensor, encoded images one binary column, texts one string column, tables a column each.
     """
     schema = pipeline.raw_schema
     if schema.kind == "array":
@@ -69,13 +69,18 @@ def signature(pipeline: Pipeline, task: str) -> dict[str, str | None]:
         inputs: list[dict[str, Any]] = [{"type": "tensor", "tensor-spec": tensor}]
     elif schema.kind == "encoded_image":
         inputs = [_column(schema.columns[0], "binary")]
+    elif schema.kind == "text":
+        inputs = [_column(schema.columns[0], "string")]
     else:
         inputs = [
             _column(name, _column_type(dtype))
             for name, dtype in zip(schema.columns, schema.dtypes, strict=True)
         ]
-    classes = [] if task == "regression" else pipeline.classes or []
-    outputs = [_column("prediction", _label_type(classes) if classes else "double")]
+    classes = pipeline.classes or []
+    kind = "string" if task == "language_modeling" else _label_type(classes) if classes else "double"
+    outputs = [_column("prediction", kind)]
+    if task == "multilabel":
+        outputs = [{"type": "array", "items": {"type": kind}} | _column("prediction", "array")]
     outputs += [_column(f"probability_{label}", "double") for label in classes]
     return {"inputs": json.dumps(inputs), "outputs": json.dumps(outputs), "params": None}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from orchestrator.spec.base import ObjectPath, Section
 
@@ -53,7 +53,8 @@ class CsvSource(Section):
 
 
 class TextSource(Section):
-    """Text files (UTF-8): one file, a folder of files, or a glob. One column `text`, a row per file or line."""
+    """Text files (UTF-8): one file, a folder of .txt, .text and .md files, or a glob for others. One column
+    `text`, a row per file or line."""
 
     kind: Literal["text"]
     path: str = Field(min_length=1)
@@ -138,13 +139,15 @@ class Text(Section):
     """How a column of text becomes token ids. Id 0 pads, id 1 stands for what the training part never had."""
 
     tokenizer: Literal["char", "byte", "word"] = "word"
-    """`word`: runs of letters and digits, and single other signs, in lower case with `lowercase`."""
+    """`word`: runs of letters and digits, and single other signs; white space only parts them. `byte`: of the
+    UTF-8 text, always with 258 ids."""
     length: int = Field(default=128, ge=1)
     """Tokens per sample: longer texts are cut, shorter ones padded. A language model reads texts as one
     stream, cut into samples of this length."""
     vocab_size: int = Field(default=20_000, ge=3)
     """The most frequent tokens of the training part are kept, with the ids 0 and 1 at most so many."""
     lowercase: bool = True
+    """word only: `The` and `the` are one token."""
 
 
 class Flip(Section):
@@ -170,7 +173,8 @@ class Rotate(Section):
 
 
 class Color(Section):
-    """Change brightness, contrast and saturation, each by a factor from 1 - x to 1 + x."""
+    """Change contrast and saturation by a factor from 1 - x to 1 + x, and brightness by up to x standard
+    deviations of the image. Colours are taken as the model sees them, after `transforms`."""
 
     kind: Literal["color"]
     brightness: float = Field(default=0.2, ge=0, lt=1)
@@ -179,7 +183,8 @@ class Color(Section):
 
 
 class Erase(Section):
-    """Blank out a rectangle of up to `area` of the image, with a probability of `p` (Zhong et al. 2020)."""
+    """Fill a rectangle of up to `area` of the image with the image's mean colour, with a probability of `p`
+    (Zhong et al. 2020)."""
 
     kind: Literal["erase"]
     p: float = Field(default=0.5, gt=0, le=1)
@@ -234,15 +239,15 @@ class DataSection(Section):
     """Where the data comes from and how it is made ready."""
 
     source: Source
-    target: str | None = Field(default=None, min_length=1)
+    text: Text | None = None
+    """Read the one feature column as text; without it, text features are refused."""
+    target: str | None = Field(default=None, min_length=1, validate_default=True)
     """The column to learn. Left out only for a language model, which learns the next token of its text."""
     features: list[str] | None = Field(default=None, min_length=1)
     """The columns to learn from; by default all but the target. One image column, one text column, or
     numeric columns."""
     clean: list[CleanStep] = Field(default_factory=list)
     image: Image = Field(default_factory=Image)
-    text: Text | None = None
-    """Read the one feature column as text; without it, text features are refused."""
     split: Split = Field(default_factory=Split)
     transforms: list[Transform] = Field(default_factory=list)
     """Fitted on the training part only, saved with the model, applied in training and prediction alike."""
@@ -253,6 +258,21 @@ class DataSection(Section):
     any number of workers."""
     cache: bool = True
     """Keep the prepared data under `<storage>/prepared`, to be found again by its content key."""
+
+    @field_validator("target")
+    @classmethod
+    def _needed_but_for_text(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("text", "unreadable") is None:
+            raise ValueError(
+                "is missing: name the column to learn (only a language model has none; it needs data.text)"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _text_is_not_scaled(self) -> Self:
+        if self.text is not None and self.transforms:
+            raise ValueError("transforms scale numbers, and data.text gives token ids; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _target_is_no_feature(self) -> Self:

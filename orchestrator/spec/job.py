@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from orchestrator.spec.base import EnvName, Section
 from orchestrator.spec.cluster import (
@@ -50,6 +52,36 @@ class JobSpec(Section):
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", value):
             raise ValueError("must be 1 to 63 of a-z, 0-9, '-' and '_', and begin with a letter or digit")
         return value
+
+    @model_validator(mode="after")
+    def _target_and_text_fit_the_task(self) -> Self:
+        """A language model learns the text itself; all else has a target."""
+        data, faults = self.data, []
+        if self.train.task != "language_modeling":
+            if data.target is None:
+                faults.append(
+                    ("target", "is missing: name the column to learn, or write train.task: language_modeling")
+                )
+        else:
+            if data.text is None:
+                faults.append(("text", "is missing: train.task language_modeling reads text, by data.text"))
+            if data.target is not None:
+                faults.append(
+                    ("target", "must be left out: train.task language_modeling learns the next token")
+                )
+        if faults:
+            raise ValidationError.from_exception_data(
+                type(self).__name__,
+                [
+                    InitErrorDetails(
+                        type=PydanticCustomError("value_error", "{error}", {"error": reason}),
+                        loc=("data", name),
+                        input=getattr(data, name),
+                    )
+                    for name, reason in faults
+                ],
+            )
+        return self
 
     @field_validator("secrets")
     @classmethod

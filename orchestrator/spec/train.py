@@ -97,7 +97,7 @@ class TrainSection(Section):
 
     task: Literal["auto", "multiclass", "binary", "multilabel", "regression", "language_modeling"] = "auto"
     """`auto`: by the target: lists of labels are multilabel; strings, booleans or few integers are classes,
-    other numbers a regression; without a target, text is modelled token by token."""
+    other numbers a regression. `language_modeling` has no target: text is modelled token by token."""
     function: ObjectPath | None = None
     """The user's own train function, called as `function(context)` on every worker instead of our loop."""
     loss: Loss = Field(default_factory=Loss)

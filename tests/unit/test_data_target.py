@@ -24,16 +24,33 @@ def _resolve(values: object, task: str = "auto"):  # type: ignore[no-untyped-def
         ([5, 3, 9] * 9, "regression", None, 1),
         (list(range(101)) * 10, "regression", None, 1),
         ([0.0, 1.0], "regression", None, 1),
+        ([["b", "a"], [], ["b", "b"]], "multilabel", ("a", "b"), 2),
+        (pa.array([[7, 5, 3], [5]], pa.large_list(pa.int32())), "multilabel", (3, 5, 7), 3),
+        (pa.array([[5, 3], [7, 3]], pa.list_(pa.int8(), 2)), "multilabel", (3, 5, 7), 3),
+        (
+            pa.array([["x"], ["y"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+            "multilabel",
+            ("x", "y"),
+            2,
+        ),
     ],
 )
 def test_auto(values: object, task: str, classes: object, num_outputs: int) -> None:
     target = _resolve(values)
     assert (target.task, target.classes, target.num_outputs) == (task, classes, num_outputs)
-    assert target.values.dtype == (np.float32 if task == "regression" else np.int64)
+    floats = task in ("regression", "multilabel")
+    assert target.values.dtype == (np.float32 if floats else np.int64)
 
 
 def test_values_are_class_indices() -> None:
     assert _resolve(["b", "a", "c", "a"]).values.tolist() == [1, 0, 2, 0]
+
+
+def test_each_label_has_its_column() -> None:
+    target = resolve_target(pa.chunked_array([[["c", "a"], []], [["b"], ["a", "a"]]]), "multilabel", "y")
+    assert target.values.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]]
+    assert target.class_counts(np.array([0, 1, 3])) == {"a": 2, "b": 0, "c": 1}
+    assert target.class_indices is None
 
 
 def test_an_explicit_task_wins() -> None:
@@ -52,7 +69,14 @@ def test_an_explicit_task_wins() -> None:
         ([1, 1], "multiclass", "one class"),
         ([1, 2, 3], "binary", "3 classes"),
         ([0.5, 1.0], "multiclass", "fractions"),
-        ([[1], [2]], "auto", "type"),
+        ([[1], [2]], "multiclass", "type"),
+        (["a", "b"], "multilabel", "type string"),
+        ([[0, 1, 0], [1, 1, 0]], "auto", "nothing but 0 and 1"),
+        ([["a"], ["a"]], "auto", "one class 'a'"),
+        ([[], []], "multilabel", "nulls|type null"),
+        ([[0.5], [1.0]], "auto", "type double"),
+        ([["a", None], ["b"]], "auto", "hold nulls"),
+        ([[[1]], [[2]]], "auto", "type list"),
         ([1e300, 1.0], "regression", "infinite"),
     ],
 )

@@ -17,11 +17,13 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator.data.build import raw_rows
 from orchestrator.data.features import RawSchema
 from orchestrator.data.pipeline import Pipeline
 from orchestrator.data.prepare import prepare
+from orchestrator.data.tokens import Tokenizer
 from orchestrator.data.transforms import Affine
-from orchestrator.errors import CheckpointError, UsageError, UserCodeError
+from orchestrator.errors import CheckpointError, DataError, UsageError, UserCodeError
 from orchestrator.export.bundle import Bundle, load_bundle, write_bundle
 from orchestrator.imports import add_search_paths
 from orchestrator.models.build import build_model
@@ -62,7 +64,9 @@ def write(
     folder: Path, pipeline: Pipeline, task: str, model: ModelSection, example: pa.Table, **options: Any
 ) -> nn.Module:
     """A bundle of an untrained model; gives that model, in eval mode."""
-    num_outputs = len(pipeline.classes or []) if task == "multiclass" else 1
+    num_outputs = len(pipeline.classes or []) if task in ("multiclass", "multilabel") else 1
+    if task == "language_modeling":
+        num_outputs = pipeline.vocab_size or 0
     module = build_model(model, pipeline.input_shape, num_outputs).eval()
     write_bundle(
         Folder.at(folder),
@@ -75,6 +79,22 @@ def write(
         **options,
     )
     return module
+
+
+HERE = Path(__file__).parent
+
+
+def write_reviews(folder: Path) -> DataSection:
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(0)
+    rows = {
+        "review": [" ".join(rng.choice(["good", "bad", "so", "so,"], 5)) for _ in range(60)],
+        "stars": [0, 1] * 30,
+    }
+    pq.write_table(pa.table(rows), folder / "reviews.parquet")
+    source = {"kind": "parquet", "path": str(folder / "reviews.parquet")}
+    return DataSection.model_validate({"source": source, "target": "stars", "text": {"length": 6}})
 
 
 def write_arrays(folder: Path, name: str = "cnn", **options: Any) -> nn.Module:
@@ -127,6 +147,80 @@ def test_table_regression_is_in_the_targets_own_unit(tmp_path: Path) -> None:
         {"width": 1.5, "count": 3},
         {"width": None, "count": 4},
     ]
+
+
+def test_every_label_is_predicted_by_itself(tmp_path: Path) -> None:
+    pipeline = Pipeline(RawSchema("table", ("x", "y"), ("float64", "float64")), classes=["a", "b", "c"])
+    rows = np.random.default_rng(0).normal(size=(20, 2)) * 3
+    example = pa.table({"x": [1.0], "y": [2.0]})
+    torch.manual_seed(0)
+    model = write(tmp_path, pipeline, "multilabel", ModelSection(name="linear"), example)
+    with torch.no_grad():
+        on = model(torch.tensor(rows, dtype=torch.float32)).double().sigmoid().numpy()
+    frame = load_bundle(tmp_path).predict(pd.DataFrame(rows, columns=["x", "y"], index=range(5, 25)))
+    assert list(frame.columns) == ["prediction", "probability_a", "probability_b", "probability_c"]
+    np.testing.assert_allclose(frame.iloc[:, 1:].to_numpy(), on, atol=1e-6)
+    expected = [[label for label, share in zip("abc", row, strict=True) if share >= 0.5] for row in on]
+    assert frame["prediction"].tolist() == expected
+    assert len({len(labels) for labels in expected}) > 1
+    assert list(frame.index) == list(range(5, 25))
+
+
+def test_raw_texts_predict_as_the_prepared_ones(tmp_path: Path) -> None:
+    section = write_reviews(tmp_path)
+    prepared = prepare(section, task="auto", seed=0, storage=Folder.at(tmp_path / "storage"))
+    with imported_from(HERE, ["text_net"]):
+        model = write(
+            tmp_path / "model",
+            prepared.pipeline,
+            prepared.manifest.task,
+            ModelSection(name="text_net:Bag"),
+            prepared.raw_example(),
+            search_paths=[HERE],
+        )
+    part = prepared.part("test")
+    with torch.no_grad():
+        inputs = prepared.pipeline.transform(part.gather(np.arange(part.num_rows)).features)
+        second = model(inputs).double().sigmoid().numpy()[:, 0]
+    texts = raw_rows(section, prepared, "test")["review"].to_pylist()
+    bundle = load_bundle(tmp_path / "model")
+    frame = bundle.predict(texts)
+    np.testing.assert_allclose(frame["probability_1"], second, atol=1e-6)
+    pd.testing.assert_frame_equal(bundle.predict(pd.DataFrame({"review": texts})), frame)
+    pd.testing.assert_frame_equal(bundle.predict([{"review": text} for text in texts], batch_size=2), frame)
+    example = json.loads((tmp_path / "model" / "input_example.json").read_text())
+    assert [row["review"] for row in example] == prepared.raw_example()["review"].to_pylist()
+
+
+def test_a_language_model_names_the_next_token(tmp_path: Path) -> None:
+    """The weights say which token follows which; only the last of a text counts, however long it is."""
+    pipeline = Pipeline(
+        RawSchema("text", ("text",), ("str",), (4,)),
+        tokenizer=Tokenizer("char", ("a", "b", "c"), keep_end=True),
+    )
+    with imported_from(HERE, ["text_net"]):
+        section = ModelSection(name="text_net:bigram")
+        write(
+            tmp_path, pipeline, "language_modeling", section, pa.table({"text": ["a"]}), search_paths=[HERE]
+        )
+    bundle = load_bundle(tmp_path)
+    following = {1: 2, 2: 3, 3: 4, 4: 2}
+    embedding, head = bundle.model.children()
+    assert isinstance(embedding, nn.Embedding)
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        embedding.weight.copy_(torch.eye(5, 8))
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([9.0, 9.0, 0.0, 0.0, 0.0]))  # padding and unknown are no answer
+        for token, after in following.items():
+            head.weight[after, token] = 1
+    texts = ["a", "ab", "abc", "ccccccca", "?"]
+    frame = bundle.predict(pd.DataFrame({"text": texts}, index=range(3, 8)))
+    assert frame["prediction"].tolist() == ["b", "c", "a", "b", "a"]
+    assert list(frame.index) == [3, 4, 5, 6, 7]
+    assert bundle.predict(texts, batch_size=1)["prediction"].tolist() == frame["prediction"].tolist()
+    with pytest.raises(DataError, match="empty"):
+        bundle.predict(["a", ""])
 
 
 def test_encoded_images_and_the_single_output_of_a_binary_model(tmp_path: Path) -> None:

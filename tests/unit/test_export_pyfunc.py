@@ -16,15 +16,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 
 from orchestrator.data.features import RawSchema
 from orchestrator.data.pipeline import Pipeline
+from orchestrator.data.tokens import Tokenizer
 from orchestrator.data.transforms import Affine
 from orchestrator.export.bundle import load_bundle, write_bundle
 from orchestrator.export.manifest import code_paths, pip_requirements, pyfunc_fields, signature
 from orchestrator.models.build import build_model
 from orchestrator.spec.model import ModelSection
 from orchestrator.storage import Folder
+from orchestrator.user_code import imported_from
 
 ARRAYS = Pipeline(
     RawSchema("array", ("image",), ("float64",), (8, 8)),
@@ -38,6 +41,11 @@ IMAGES = Pipeline(
     RawSchema("encoded_image", ("photo",), ("bytes",)), image_size=(6, 5), classes=[False, True]
 )
 NUMBERS = Pipeline(RawSchema("table", ("x1", "x2"), ("float64", "float64")))
+LABELS = Pipeline(RawSchema("table", ("x1", "x2"), ("float64", "float64")), classes=["a", "b"])
+TEXTS = Pipeline(
+    RawSchema("text", ("review",), ("str",), (4,)), classes=[0, 1], tokenizer=Tokenizer("char", ("a", "b"))
+)
+STREAM = Pipeline(RawSchema("text", ("text",), ("str",), (4,)), tokenizer=Tokenizer("byte", keep_end=True))
 
 
 def png(value: int) -> bytes:
@@ -52,18 +60,27 @@ ARRAY_ROWS = np.arange(3 * 64, dtype=np.float64).reshape(3, 8, 8)
 TABLE_ROWS = pd.DataFrame({"width": [1.5, 2.5], "count": [3, 4], "flag": [True, False]})
 IMAGE_ROWS = pd.DataFrame({"photo": [png(3), png(200)]})
 NUMBER_ROWS = pd.DataFrame({"x1": [0.5, 1.5], "x2": [1.0, -1.0]})
+REVIEW_ROWS = pd.DataFrame({"review": ["abba", "b"]})
+TEXT_ROWS = pd.DataFrame({"text": ["to be or not", "a"]})
 CASES: dict[str, tuple[Pipeline, str, Any]] = {
     "array": (ARRAYS, "multiclass", ARRAY_ROWS),
     "table": (TABLE, "binary", TABLE_ROWS),
     "image": (IMAGES, "binary", IMAGE_ROWS),
     "regression": (NUMBERS, "regression", NUMBER_ROWS),
+    "multilabel": (LABELS, "multilabel", NUMBER_ROWS),
+    "text": (TEXTS, "binary", REVIEW_ROWS),
+    "stream": (STREAM, "language_modeling", TEXT_ROWS),
 }
+USER_MODELS = {"text": "text_net:Bag", "stream": "text_net:bigram"}
+HERE = Path(__file__).parent
 
 
 def write(
     folder: Path, pipeline: Pipeline, task: str, rows: Any, name: str = "linear", **options: Any
 ) -> None:
-    num_outputs = len(pipeline.classes or []) if task == "multiclass" else 1
+    num_outputs = len(pipeline.classes or []) if task in ("multiclass", "multilabel") else 1
+    if task == "language_modeling":
+        num_outputs = pipeline.vocab_size or 0
     section = ModelSection(name=name)
     table = (
         pa.table({"image": pa.array(rows.tolist())})
@@ -80,6 +97,13 @@ def write(
         input_example=table,
         **options,
     )
+
+
+def write_case(folder: Path, kind: str) -> None:
+    pipeline, task, rows = CASES[kind]
+    torch.manual_seed(0)  # MLflow cannot infer the type of nothing but empty lists
+    with imported_from(HERE, ["text_net"]):
+        write(folder, pipeline, task, rows, USER_MODELS.get(kind, "linear"), search_paths=[HERE])
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +137,8 @@ def test_a_saved_model_takes_raw_rows_with_its_signature_enforced(
 ) -> None:
     from mlflow.exceptions import MlflowException
 
-    pipeline, task, rows = CASES[kind]
-    write(tmp_path / "bundle", pipeline, task, rows)
+    rows = CASES[kind][2]
+    write_case(tmp_path / "bundle", kind)
     save(pyfunc, tmp_path / "bundle", tmp_path / "saved", rows)
     loaded = pyfunc.load_model(str(tmp_path / "saved"))
     expected = load_bundle(tmp_path / "bundle").predict(rows)
@@ -129,7 +153,7 @@ def test_the_signature_is_the_one_that_mlflow_infers(kind: str, tmp_path: Path, 
     from mlflow.models import ModelSignature, infer_signature
 
     pipeline, task, rows = CASES[kind]
-    write(tmp_path, pipeline, task, rows)
+    write_case(tmp_path, kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that integer columns cannot hold missing values
         inferred = infer_signature(rows, load_bundle(tmp_path).predict(rows))

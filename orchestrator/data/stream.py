@@ -1,0 +1,96 @@
+"""Documents to samples of a language model: part them, join each part into one stream of tokens, cut it.
+
+Imports: numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.split import PARTS, split_rows
+from orchestrator.data.tokens import Tokenizer
+from orchestrator.errors import SourceError
+from orchestrator.spec.data import Split
+
+FEW_DOCUMENTS = 20
+"""With fewer, every document gives a piece to every part: whole ones would make parts of chance sizes."""
+
+
+class Piece(NamedTuple):
+    """A document or a contiguous piece of it; `row` is the document's number."""
+
+    row: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples cut from a stream; `targets` are the `features` one token later, both (samples, length).
+    `rows` (samples,) are the documents in which the samples begin."""
+
+    features: NDArray[Any]
+    targets: NDArray[Any]
+    rows: NDArray[np.int64]
+
+
+def split_documents(texts: Sequence[str], split: Split, seed: int) -> dict[str, list[Piece]]:
+    """The pieces of each part, in the order of the documents.
+
+    Documents are parted as rows are. Fewer than 20 are each cut by position instead (counted in characters):
+    train first, then val, then test. Raises SourceError for a stratified split.
+    """
+    if split.kind == "stratified":
+        raise SourceError(
+            "data.split: 'stratified' needs classes, and a language model has none",
+            "write data.split.kind: random",
+        )
+    if len(texts) >= FEW_DOCUMENTS:
+        rows = split_rows(len(texts), split, seed)
+        return {name: [Piece(int(row), texts[row]) for row in rows[name]] for name in PARTS}
+    ends = np.cumsum([split.train, split.val, split.test])
+    parts: dict[str, list[Piece]] = {name: [] for name in PARTS}
+    for row, text in enumerate(texts):
+        start = 0
+        for name, end in zip(PARTS, ends, strict=True):
+            stop = round(end * len(text))
+            if stop > start:
+                parts[name].append(Piece(row, text[start:stop]))
+            start = stop
+    return parts
+
+
+def joined(pieces: Sequence[Piece]) -> list[str]:
+    """The texts of the pieces, each but the last with a newline at its end: the one separator between
+    documents. Words are parted by it; for characters and bytes it is a token as any other."""
+    return [f"{piece.text}\n" for piece in pieces[:-1]] + [piece.text for piece in pieces[-1:]]
+
+
+def cut_samples(pieces: Sequence[Piece], tokenizer: Tokenizer, length: int) -> Samples:
+    """All samples of `length` tokens that follow each other in the stream of the pieces; the last token of
+    one sample's targets is the first of the next one's features. What is left at the end is dropped."""
+    ids = [tokenizer.ids(text) for text in joined(pieces)]
+    stream = np.concatenate([np.empty(0, tokenizer.dtype), *ids])
+    count = max(0, len(stream) - 1) // length
+    used = count * length
+    begins = np.cumsum([0, *map(len, ids)])[:-1]
+    first = np.searchsorted(begins, np.arange(0, used, length), side="right") - 1
+    return Samples(
+        stream[:used].reshape(count, length),
+        stream[1 : used + 1].reshape(count, length),
+        np.array([piece.row for piece in pieces], np.int64)[first],
+    )
+
+
+def require_samples(parts: Mapping[str, Samples], split: Split, length: int) -> None:
+    """Raises SourceError where a part that should have samples has none."""
+    for name, samples in parts.items():
+        if getattr(split, name) > 0 and not len(samples.features):
+            raise SourceError(
+                f"data.split: the {name} part holds fewer than the {length + 1} tokens of one sample",
+                f"give more text, lower data.text.length, or change data.split.{name}",
+            )
