@@ -34,7 +34,7 @@ from orchestrator.data.columns import array_values, image_bytes
 from orchestrator.data.features import RawSchema
 from orchestrator.data.pipeline import Pipeline
 from orchestrator.errors import CheckpointError, UserCodeError
-from orchestrator.export.manifest import FORMAT, MANIFEST, pip_requirements, read_manifest, signature
+from orchestrator.export.manifest import FORMAT, MANIFEST, WEIGHTS, pip_requirements, read_manifest, signature
 from orchestrator.models.build import build_model
 from orchestrator.spec.model import ModelSection
 from orchestrator.storage import Folder
@@ -43,7 +43,6 @@ from orchestrator.user_code import find_modules, imported_from
 if TYPE_CHECKING:
     import pandas as pd
 
-WEIGHTS = "model.safetensors"
 _VERSIONS_OF = ("numpy", "pyarrow", "safetensors", "torch")
 
 
@@ -158,7 +157,14 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     section = ModelSection.model_validate(manifest["model"])
     num_outputs = int(manifest["num_outputs"])
     with torch.random.fork_rng(devices=[]), imported_from(folder / "code", manifest["modules"]):
-        model = build_model(section, tuple(manifest["input_shape"]), num_outputs)
+        model = build_model(
+            section,
+            tuple(manifest["input_shape"]),
+            num_outputs,
+            manifest.get("vocab_size"),
+            manifest["task"] == "language_modeling",
+            download=False,
+        )
     weights = safetensors.torch.load_file(folder / WEIGHTS)
     weights |= {name: weights[same] for name, same in manifest["tied_weights"].items()}
     try:
