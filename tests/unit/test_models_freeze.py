@@ -37,7 +37,7 @@ def test_frozen_layers_and_their_statistics_stay_as_they_are() -> None:
     assert changed == {
         "2.weight", "2.bias", "2.running_mean", "2.running_var", "2.num_batches_tracked", "3.weight", "3.bias",
     }  # fmt: skip
-    assert not model[0][1].training
+    assert not model.get_submodule("0.1").training
     assert model[2].training
     model.eval()
     assert not model[2].training
@@ -48,16 +48,16 @@ def test_a_copy_is_frozen_on_its_own() -> None:
     freeze(model, ["0.*"])
     other = copy.deepcopy(model)
     train_a_little(other)
-    assert torch.equal(other[0][1].running_mean, torch.zeros(4))
-    assert not other[0][1].training
-    assert other.train()[0][1] is not model[0][1]
+    assert torch.equal(other.get_buffer("0.1.running_mean"), torch.zeros(4))
+    assert not other.get_submodule("0.1").training
+    assert other.train().get_submodule("0.1") is not model.get_submodule("0.1")
 
 
 def test_a_batch_norm_that_is_half_frozen_is_trained() -> None:
     model = network()
     assert freeze(model, ["*.weight"]) == ["0.0.weight", "0.1.weight", "2.weight", "3.weight"]
-    assert model.train()[0][1].training
-    assert model[0][3].training
+    assert model.train().get_submodule("0.1").training
+    assert model.get_submodule("0.3").training
 
 
 def test_no_patterns_freeze_nothing() -> None:

@@ -89,7 +89,7 @@ def test_the_smallest_size_is_exact() -> None:
     ],
 )
 def test_what_does_not_fit_is_a_usage_error(
-    name: str, shape: tuple[int, ...], args: dict[str, object], said: str
+    name: str, shape: tuple[int, ...], args: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
         build_torchvision(name, 10, shape, **args)
