@@ -48,9 +48,8 @@ def fetch_initial(
 
 def place_initial(initial: InitialWeights, run: RunFolder) -> None:
     """Copy the weights into the run's folder, where `placed_weights` finds them; a resumed run has them already."""
-    suffix = ".safetensors" if initial.file.suffix == ".safetensors" else ".pt"
-    name = f"weights{suffix}"
-    if not (run.init.exists(name) and run.init.size_bytes(name) == initial.file.stat().st_size):
+    name = f"weights-{initial.sha256[:16]}{initial.file.suffix}"
+    if not run.init.exists(name):
         run.init.write_bytes(name, initial.file.read_bytes())
 
 

@@ -108,7 +108,7 @@ def test_a_run_by_its_name(storage_at: Any, tmp_path: Path) -> None:
     run = RunFolder(storage, "cats", 1)
     place_initial(initial, run)
     placed = placed_weights(run.init, tmp_path / "worker")
-    assert (placed.name, seed_of(placed)) == ("weights.safetensors", 2)
+    assert (placed.name, seed_of(placed)) == (f"weights-{initial.sha256[:16]}.safetensors", 2)
 
 
 def test_a_resumed_run_keeps_the_file_that_it_has(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_resumed_run_keeps_the_file_that_it_has(tmp_path: Path) -> None:
     assert placed_weights(run.init, tmp_path).stat().st_ino == before.st_ino
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "weights.pth"])
+@pytest.mark.parametrize("name", ["w.pt", "w.pth"])
 def test_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"model": network(3).state_dict()}, tmp_path / name)
     run = RunFolder(local(tmp_path), "cats", 1)
@@ -129,7 +129,7 @@ def test_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for uri in (name, str(tmp_path / name)):
         place_initial(fetch(uri, local(tmp_path), tmp_path), run)
         placed = placed_weights(run.init, tmp_path)
-        assert (placed.name, seed_of(placed)) == ("weights.pt", 3)
+        assert (placed.suffix, seed_of(placed)) == (Path(name).suffix, 3)
 
 
 @pytest.mark.parametrize("inside", ["", "model"])

@@ -214,11 +214,10 @@ def test_placed_weights_are_read_where_they_lie_or_copied(tmp_path: Path) -> Non
     init = Folder.at(tmp_path / "run" / "init")
     with pytest.raises(UsageError, match="no weights"):
         placed_weights(init, tmp_path / "local")
-    init.write_bytes("weights.pt", b"abc")
-    assert placed_weights(init, tmp_path / "local") == tmp_path / "run" / "init" / "weights.pt"
-    remote = Folder(pafs._MockFileSystem(datetime.now(UTC)), "bucket/init")
-    remote.write_bytes("weights.safetensors", b"abc")
-    for content in (b"abc", b"defg"):
-        remote.write_bytes("weights.safetensors", content)
+    init.write_bytes("weights-1.pt", b"abc")
+    assert placed_weights(init, tmp_path / "local") == tmp_path / "run" / "init" / "weights-1.pt"
+    for name, content in (("weights-2.safetensors", b"abc"), ("weights-3.safetensors", b"def")):
+        remote = Folder(pafs._MockFileSystem(datetime.now(UTC)), "bucket/init")
+        remote.write_bytes(name, content)
         file = placed_weights(remote, tmp_path / "local")
-        assert (file, file.read_bytes()) == (tmp_path / "local" / "weights.safetensors", content)
+        assert (file, file.read_bytes()) == (tmp_path / "local" / name, content)

@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import pyarrow as pa
 import pytest
 import torch
 
+from orchestrator.data.features import RawSchema
+from orchestrator.data.pipeline import Pipeline
 from orchestrator.errors import UsageError
+from orchestrator.export.bundle import load_bundle, write_bundle
 from orchestrator.models.build import build_model
 from orchestrator.models.torchvision_models import build_torchvision
 from orchestrator.spec.model import ModelSection
+from orchestrator.storage import Folder
 
 
 @pytest.mark.parametrize(
@@ -128,7 +133,6 @@ def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]
         ("squeezenet1_1", (3, 40, 40), "classifier.1", None),
         ("googlenet", (3, 64, 64), "fc", None),
         ("googlenet", (1, 64, 64), "fc", "conv1.conv.weight"),
-        ("mnasnet0_5", (3, 32, 32), "classifier.1", None),
     ],
 )
 def test_published_weights_are_taken_but_for_the_head(
@@ -157,6 +161,27 @@ def test_published_transformers_keep_their_image_size(published: dict[str, Any])
     published["name"] = "vit_b_32"
     with pytest.raises(UsageError, match=r"expected value 224 but got 64.*data\.image\.size"):
         build_torchvision("vit_b_32", 10, (3, 64, 64), pretrained=True)
+
+
+def test_a_bundle_is_loaded_without_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    section = ModelSection(name="torchvision/shufflenet_v2_x0_5", pretrained=True)
+    model = build_model(section, (1, 8, 8), 2, download=False).eval()
+    write_bundle(
+        Folder.at(tmp_path),
+        model=section,
+        model_state=model.state_dict(),
+        pipeline=Pipeline(RawSchema("array", ("image",), ("float32",), (8, 8)), classes=["a", "b"]),
+        task="multiclass",
+        num_outputs=2,
+        input_example=pa.table({"image": [torch.zeros(8, 8).tolist()]}),
+    )
+    loaded = load_bundle(tmp_path)
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(loaded.model(images), model(images))
 
 
 def test_without_a_network_it_is_said_where_the_file_belongs(
