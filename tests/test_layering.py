@@ -26,7 +26,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "data": frozenset(
         {"PIL", "filelock", "numpy", "pandas", "pyarrow", "sklearn", "torch", "torchvision"},
     ),
-    "models": frozenset({"torch", "torchvision"}),
+    "models": frozenset({"safetensors", "torch", "torchvision"}),
     "engine": frozenset({"numpy", "safetensors", "torch", "torchmetrics"}),
     "compress": frozenset({"torch"}),
     "monitor": frozenset({"psutil", "pynvml"}),

@@ -35,7 +35,7 @@ from orchestrator.data.features import RawSchema
 from orchestrator.data.pipeline import Pipeline
 from orchestrator.data.tokens import FIRST_TOKEN, PADDING
 from orchestrator.errors import CheckpointError, DataError, UserCodeError
-from orchestrator.export.manifest import FORMAT, MANIFEST, pip_requirements, read_manifest, signature
+from orchestrator.export.manifest import FORMAT, MANIFEST, WEIGHTS, pip_requirements, read_manifest, signature
 from orchestrator.models.build import build_model
 from orchestrator.spec.model import ModelSection
 from orchestrator.storage import Folder
@@ -44,7 +44,6 @@ from orchestrator.user_code import find_modules, imported_from
 if TYPE_CHECKING:
     import pandas as pd
 
-WEIGHTS = "model.safetensors"
 _VERSIONS_OF = ("numpy", "pyarrow", "safetensors", "torch")
 
 
@@ -181,7 +180,14 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     section = ModelSection.model_validate(manifest["model"])
     num_outputs = int(manifest["num_outputs"])
     with torch.random.fork_rng(devices=[]), imported_from(folder / "code", manifest["modules"]):
-        model = build_model(section, tuple(manifest["input_shape"]), num_outputs)
+        model = build_model(
+            section,
+            tuple(manifest["input_shape"]),
+            num_outputs,
+            manifest.get("vocab_size"),
+            manifest["task"] == "language_modeling",
+            download=False,
+        )
     weights = safetensors.torch.load_file(folder / WEIGHTS)
     weights |= {name: weights[same] for name, same in manifest["tied_weights"].items()}
     try:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+WEIGHTS = "model.safetensors"
 LOADER_MODULE = "orchestrator.export.pyfunc"
 
 _SCORING_PACKAGES = ("numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")

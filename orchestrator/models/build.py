@@ -9,31 +9,67 @@ from torch import nn
 
 from orchestrator.errors import OrchestratorError, UsageError, UserCodeError
 from orchestrator.imports import load_object
-from orchestrator.models import networks
+from orchestrator.models import networks, recurrent, transformer
 
 if TYPE_CHECKING:
     from orchestrator.spec.model import ModelSection
 
 _BUILDERS = {"linear": networks.linear, "mlp": networks.mlp, "cnn": networks.cnn}
+_SEQUENCE_BUILDERS = {
+    "lstm": recurrent.lstm,
+    "gru": recurrent.gru,
+    "transformer": transformer.transformer,
+    "gpt": transformer.gpt,
+}
 
 
-def build_model(section: ModelSection, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+def build_model(
+    section: ModelSection,
+    input_shape: tuple[int, ...],
+    num_outputs: int,
+    vocab_size: int | None = None,
+    per_token: bool = False,
+    *,
+    download: bool = True,
+) -> nn.Module:
     """The network that the section names, on the CPU, with torch's current random state.
 
-    `input_shape` is one sample's, (C, H, W) or (d,); the network gives (n, num_outputs).
-    Raises UsageError for arguments that the builder does not take, UserCodeError where user code raises.
+    `input_shape` is one sample's, (C, H, W), (d,), or (length,) of tokens, which have a `vocab_size`. The
+    network gives (n, num_outputs), or with `per_token` (n, length, num_outputs), as a language model does.
+    `download=False` builds a pretrained model with random weights, for who loads others into it.
+    `section.freeze` is left to `freeze()`.
+    Raises UsageError for arguments that the builder does not take, and for samples that the network cannot
+    read; UserCodeError where user code raises.
     """
+    if section.pretrained and not section.name.startswith("torchvision/"):
+        raise UsageError(
+            f"model.pretrained: there are no published weights of '{section.name}'",
+            "leave it out; init_from begins with weights of your own",
+        )
     if ":" in section.name:
-        return _build_user_model(section, input_shape, num_outputs)
+        return _build_user_model(section, input_shape, num_outputs, vocab_size, per_token)
+    if vocab_size is not None and section.name not in _SEQUENCE_BUILDERS:
+        raise UsageError(
+            f"model '{section.name}' cannot read text", f"choose model.name: {', '.join(_SEQUENCE_BUILDERS)}"
+        )
+    builder: Any
+    options: dict[str, Any] = {}
+    args: tuple[Any, ...] = (input_shape, num_outputs)
     if section.name.startswith("torchvision/"):
         from orchestrator.models.torchvision_models import build_torchvision
 
-        builder: Any = build_torchvision
-        args: tuple[Any, ...] = (section.name.removeprefix("torchvision/"), num_outputs, input_shape)
+        builder, args = (
+            build_torchvision,
+            (section.name.removeprefix("torchvision/"), num_outputs, input_shape),
+        )
+        options = {"pretrained": section.pretrained, "download": download}
+    elif section.name in _SEQUENCE_BUILDERS:
+        builder = _SEQUENCE_BUILDERS[section.name]
+        options = {"vocab_size": vocab_size, "per_token": per_token}
     else:
-        builder, args = _BUILDERS[section.name], (input_shape, num_outputs)
+        builder = _BUILDERS[section.name]
     try:
-        model: nn.Module = builder(*args, **section.args)
+        model: nn.Module = builder(*args, **options, **section.args)
     except OrchestratorError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
@@ -43,7 +79,13 @@ def build_model(section: ModelSection, input_shape: tuple[int, ...], num_outputs
     return model
 
 
-def _build_user_model(section: ModelSection, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+def _build_user_model(
+    section: ModelSection,
+    input_shape: tuple[int, ...],
+    num_outputs: int,
+    vocab_size: int | None,
+    per_token: bool,
+) -> nn.Module:
     target = load_object(section.name)
     if isinstance(target, nn.Module):
         return target
@@ -51,7 +93,9 @@ def _build_user_model(section: ModelSection, input_shape: tuple[int, ...], num_o
         raise UsageError(
             f"model.name '{section.name}' is a {type(target).__name__}, not a class or a function"
         )
-    offered = {"input_shape": input_shape, "num_outputs": num_outputs}
+    offered = {"input_shape": input_shape, "num_outputs": num_outputs, "per_token": per_token}
+    if vocab_size is not None:
+        offered["vocab_size"] = vocab_size
     wanted = inspect.signature(target).parameters
     args = {name: value for name, value in offered.items() if name in wanted} | section.args
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import tempfile
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -74,7 +75,6 @@ def run_job(
     with environment(secrets), contextlib.ExitStack() as stack:
         prepared, choice = _prepare(job, stack, fresh=fresh, resume=resume)
         run = choice.run
-        stack.callback(release_claim, run, choice.claim)
         watch.heartbeat = Heartbeat(run, choice.claim, watch.last_progress, watch.ask_to_stop)
         stack.enter_context(watch.heartbeat)
         stack.enter_context(rank_log(_log_file(run), watch.redact, printed=False))
@@ -95,6 +95,7 @@ def _prepare(
     from orchestrator.data.fingerprint import fingerprint, memo_file
     from orchestrator.data.prepare import discard, prepare
     from orchestrator.imports import add_search_paths, check_object
+    from orchestrator.runners.init_from import fetch_initial, place_initial
 
     loaded, spec = job.loaded, job.loaded.spec
     add_search_paths(loaded.search_paths)
@@ -103,7 +104,11 @@ def _prepare(
         if ":" in name:
             check_object(name)  # before Ray takes its time
     source = fingerprint(spec.data, [str(path) for path in loaded.search_paths], memo_file(job.storage))
-    identity = identify(spec, source, loaded.search_paths)
+    initial = None
+    if spec.init_from is not None:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-init-"))
+        initial = fetch_initial(spec.init_from, job.storage, job.tracking_uri, Path(scratch))
+    identity = identify(spec, source, loaded.search_paths, initial.sha256 if initial else "")
     with ThreadPoolExecutor(2, thread_name_prefix="prepare") as pool:
         preparing: Future[Prepared] = pool.submit(
             prepare, spec.data, task=spec.train.task, seed=spec.seed, storage=job.storage, fingerprint=source
@@ -115,6 +120,9 @@ def _prepare(
         prepared = preparing.result()
     stack.callback(discard, spec.data, job.storage, prepared)
     choice = choose_run(job.storage, spec, identity, fresh=fresh, resume=resume)
+    stack.callback(release_claim, choice.run, choice.claim)
+    if initial is not None:
+        place_initial(initial, choice.run)
     return prepared, choice
 
 

@@ -92,6 +92,11 @@ class RunFolder:
         return self.folder / "model"
 
     @property
+    def init(self) -> Folder:
+        """The weights that the run begins with, where the spec has `init_from`."""
+        return self.folder / "init"
+
+    @property
     def pictures(self) -> Folder:
         return self.folder / "pictures"
 

@@ -1,4 +1,5 @@
-"""What makes two runs the same work: data, model, train, seed, the user's code, and the data's content.
+"""What makes two runs the same work: data, model, train, seed, the user's code, and the content of the data and
+of the weights to begin with.
 
 Imports: user_code, spec, yaml, the standard library.
 """
@@ -19,12 +20,17 @@ from orchestrator.user_code import hash_modules
 
 _OBJECT_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 _FREE_TRAIN_KEYS = {"max_epochs", "max_steps"}
-_WORDS = {"code": "the user's code", "data_fingerprint": "the content of the data"}
+_WORDS = {
+    "code": "the user's code",
+    "data_fingerprint": "the content of the data",
+    "init_from": "the weights of init_from",
+}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """`sections` has a short hash each of data, model, train, seed, code and data_fingerprint."""
+    """`sections` has a short hash each of data, model, train, seed, code, data_fingerprint and, where the spec
+    has it, init_from."""
 
     hash: str
     sections: Mapping[str, str]
@@ -37,9 +43,16 @@ class Identity:
         return cls(str(facts.get("hash", "")), dict(facts.get("sections", {})))
 
 
-def identify(spec: JobSpec, data_fingerprint: str, search_paths: Sequence[str]) -> Identity:
-    """The identity of the run that a spec describes. User code is found in `search_paths`, first wins."""
+def identify(
+    spec: JobSpec, data_fingerprint: str, search_paths: Sequence[str], init_hash: str = ""
+) -> Identity:
+    """The identity of the run that a spec describes. User code is found in `search_paths`, first wins.
+
+    `init_hash` is that of the weights which `init_from` names: what they hold counts, not where they lie.
+    """
     parts = _identified(spec.model_dump(mode="json"))
+    if "init_from" in parts:
+        parts["init_from"] = {**parts["init_from"], "content": init_hash}
     parts |= {"code": code_hash(spec, search_paths), "data_fingerprint": data_fingerprint}
     digests = {name: _digest(json.dumps(part, sort_keys=True)) for name, part in parts.items()}
     whole = _digest(json.dumps(digests, sort_keys=True))
@@ -74,6 +87,8 @@ def _identified(spec: Mapping[str, Any]) -> dict[str, Any]:
     parts = {name: spec[name] for name in ("data", "model", "train", "seed") if name in spec}
     if isinstance(parts.get("train"), dict):
         parts["train"] = {key: value for key, value in parts["train"].items() if key not in _FREE_TRAIN_KEYS}
+    if isinstance(spec.get("init_from"), Mapping):
+        parts["init_from"] = {key: value for key, value in spec["init_from"].items() if key != "uri"}
     return parts
 
 

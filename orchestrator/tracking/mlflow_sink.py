@@ -72,7 +72,7 @@ class MlflowSink:
         self._client: Any = None
 
     def apply(self, op: Op, state: RunState) -> RunState:
-        with _calling(self.tracking_uri, uploading=isinstance(op, LogArtifact | LogModel)):
+        with calling(self.tracking_uri, uploading=isinstance(op, LogArtifact | LogModel)):
             if self._client is None:
                 self._client = connect(self.tracking_uri)
             return self._apply(op, state)
@@ -107,7 +107,7 @@ def connect(tracking_uri: str) -> Any:
     Raises SinkUnavailable.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    with _calling(tracking_uri, uploading=False):
+    with calling(tracking_uri, uploading=False):
         from mlflow import MlflowClient
 
         registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri
@@ -142,7 +142,7 @@ def mark_dead(
     Ship what its journal still holds first (`recover_journal`). `end_time_ms` is its last sign of life.
     Raises SinkRefused (no such run) or SinkUnavailable.
     """
-    with _calling(tracking_uri, uploading=False):
+    with calling(tracking_uri, uploading=False):
         client = connect(tracking_uri)
         if client.get_run(run_id).info.status != "RUNNING":
             return False
@@ -151,8 +151,22 @@ def mark_dead(
     return True
 
 
+def download_artifacts(tracking_uri: str, location: str, path: str, folder: Path) -> Path:
+    """Copy a file or folder of an artifact location into a local folder that exists; returns the copy.
+
+    Only inside `calling`.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    repository = get_artifact_repository(location, tracking_uri=tracking_uri)
+    try:
+        return Path(repository.download_artifacts(path, str(folder)))
+    finally:
+        repository.thread_pool.shutdown()
+
+
 @contextmanager
-def _calling(tracking_uri: str, *, uploading: bool) -> Iterator[None]:
+def calling(tracking_uri: str, *, uploading: bool) -> Iterator[None]:
     """Around our calls of MLflow: settings of our own, and every error as SinkRefused or SinkUnavailable.
 
     The rest of the process keeps its settings. MLflow's default of 7 retries blocks for four minutes where a

@@ -29,6 +29,7 @@ from orchestrator.engine.recipe import Placement, Recipe
 from orchestrator.engine.seed import seed_everything
 from orchestrator.engine.warmup import too_large
 from orchestrator.imports import add_search_paths
+from orchestrator.models.init_from import placed_weights
 from orchestrator.monitor.rank_log import rank_log
 from orchestrator.records import Failure, Progress
 from orchestrator.runs.folder import RunFolder
@@ -87,7 +88,8 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
 def _run(task: WorkerTask, link: WorkerLink, run: RunFolder, store: CheckpointStore) -> str:
     spec = task.spec
     prepared = Prepared.load(Folder.at(task.prepared_uri))
-    recipe = build_recipe(spec, prepared, initial_weights(run))
+    initial = placed_weights(run.init, run.local / "init") if spec.init_from is not None else None
+    recipe = build_recipe(spec, prepared, initial)
     if spec.train.function is not None:
         return _run_own(task, link, recipe, prepared, store)
     attempt = start_attempt(recipe, link, store, spec.checkpoint, evidence=run.evidence)

@@ -68,6 +68,7 @@ def build_recipe(spec: JobSpec, prepared: Prepared, initial: Path | None = None)
             spec.train.loss,
             num_outputs=manifest.num_outputs,
             class_counts=list(counts["train"].values()) if counts else None,
+            num_samples=manifest.rows["train"],
         ),
         metric_names=names,
         num_outputs=manifest.num_outputs,
@@ -92,8 +93,7 @@ def _build(spec: JobSpec, manifest: Manifest, initial: Path | None) -> torch.nn.
         per_token=manifest.task == "language_modeling",
     )
     if initial is not None and spec.init_from is not None:
-        left = load_initial(model, initial, head=spec.init_from.head, strict=spec.init_from.strict)
-        if left:
-            _log.warning("init_from: these keep their fresh weights: %s", ", ".join(left))
+        for line in load_initial(model, initial, head=spec.init_from.head, strict=spec.init_from.strict):
+            _log.info("init_from: %s", line)
     freeze(model, spec.model.freeze)
     return model

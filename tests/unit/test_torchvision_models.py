@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pyarrow as pa
 import pytest
 import torch
 
+from orchestrator.data.features import RawSchema
+from orchestrator.data.pipeline import Pipeline
 from orchestrator.errors import UsageError
+from orchestrator.export.bundle import load_bundle, write_bundle
 from orchestrator.models.build import build_model
 from orchestrator.models.torchvision_models import build_torchvision
 from orchestrator.spec.model import ModelSection
+from orchestrator.storage import Folder
 
 
 @pytest.mark.parametrize(
@@ -77,7 +86,7 @@ def test_the_smallest_size_is_exact() -> None:
         ("zzz", (3, 32, 32), {}, "torchvision has: alexnet"),
         ("resnet18", (30,), {}, "needs images"),
         ("resnet18", (3, 32, 32), {"num_classes": 3}, "follows from the data"),
-        ("resnet18", (3, 32, 32), {"weights": "DEFAULT"}, "random weights"),
+        ("resnet18", (3, 32, 32), {"weights": "DEFAULT"}, r"model\.pretrained: true"),
         ("resnet18", (3, 32, 32), {"droput": 0.5}, "droput"),
         ("googlenet", (3, 64, 64), {"aux_logits": True}, "three outputs"),
         ("vit_b_16", (3, 28, 28), {}, "indivisible by patch size"),
@@ -85,7 +94,131 @@ def test_the_smallest_size_is_exact() -> None:
     ],
 )
 def test_what_does_not_fit_is_a_usage_error(
-    name: str, shape: tuple[int, ...], args: dict[str, object], said: str
+    name: str, shape: tuple[int, ...], args: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
         build_torchvision(name, 10, shape, **args)
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """Stands in for torchvision's server: made-up weights of ImageNet's 1000 classes, by the name of the model.
+
+    Gives the state dict that was "downloaded" last under `state`.
+    """
+    from orchestrator.vision import import_torchvision
+
+    models = import_torchvision().models
+    served: dict[str, Any] = {}
+
+    def download(url: str, *args: object, **options: object) -> dict[str, torch.Tensor]:
+        served["downloads"] = served.get("downloads", 0) + 1
+        name = served["name"]
+        assert url.startswith("https://download.pytorch.org/models/")
+        more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        state: dict[str, torch.Tensor] = models.get_model(name, weights=None, **more).state_dict()
+        served["state"] = state
+        return state
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    return served
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "head", "first"),
+    [
+        ("resnet18", (3, 40, 40), "fc", None),
+        ("resnet18", (4, 40, 40), "fc", "conv1.weight"),
+        ("squeezenet1_1", (3, 40, 40), "classifier.1", None),
+        ("googlenet", (3, 64, 64), "fc", None),
+        ("googlenet", (1, 64, 64), "fc", "conv1.conv.weight"),
+    ],
+)
+def test_published_weights_are_taken_but_for_the_head(
+    published: dict[str, Any], name: str, shape: tuple[int, int, int], head: str, first: str | None
+) -> None:
+    published["name"] = name
+    section = ModelSection(name=f"torchvision/{name}", pretrained=True)
+    model = build_model(section, shape, 5)
+    own, state = model.state_dict(), published["state"]
+    new = {key for key in own if key not in state or not torch.equal(own[key], state[key])}
+    assert new == {f"{head}.weight", f"{head}.bias", *([first] if first else [])}
+    if first:
+        turns = torch.arange(shape[0]) % 3
+        torch.testing.assert_close(own[first], state[first][:, turns] * (3 / shape[0]) ** 0.5)
+    assert model.training
+    assert model(torch.randn(2, *shape)).shape == (2, 5)
+    # A bundle loads its own weights into the same network, without a download.
+    again = build_model(section, shape, 5, download=False)
+    again.load_state_dict(own)
+    images = torch.randn(2, *shape)
+    torch.testing.assert_close(again.eval()(images), model.eval()(images))
+    assert published["downloads"] == 1
+
+
+def test_published_transformers_keep_their_image_size(published: dict[str, Any]) -> None:
+    published["name"] = "vit_b_32"
+    with pytest.raises(UsageError, match=r"expected value 224 but got 64.*data\.image\.size"):
+        build_torchvision("vit_b_32", 10, (3, 64, 64), pretrained=True)
+
+
+def test_a_bundle_is_loaded_without_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    section = ModelSection(name="torchvision/shufflenet_v2_x0_5", pretrained=True)
+    model = build_model(section, (1, 8, 8), 2, download=False).eval()
+    write_bundle(
+        Folder.at(tmp_path),
+        model=section,
+        model_state=model.state_dict(),
+        pipeline=Pipeline(RawSchema("array", ("image",), ("float32",), (8, 8)), classes=["a", "b"]),
+        task="multiclass",
+        num_outputs=2,
+        input_example=pa.table({"image": [torch.zeros(8, 8).tolist()]}),
+    )
+    loaded = load_bundle(tmp_path)
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(loaded.model(images), model(images))
+
+
+def test_without_a_network_it_is_said_where_the_file_belongs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    with pytest.raises(UsageError) as caught:
+        build_torchvision("resnet18", 10, (3, 40, 40), pretrained=True)
+    for said in ("https://download.pytorch.org/models/resnet18-", "not known", f"{tmp_path}/hub/checkpoints"):
+        assert said in str(caught.value)
+
+
+def test_a_file_in_the_hub_folder_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from orchestrator.vision import import_torchvision
+
+    models = import_torchvision().models
+    state = models.resnet18().state_dict()
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    torch.save(state, folder / models.ResNet18_Weights.DEFAULT.url.rpartition("/")[2])
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    model = build_torchvision("resnet18", 3, (3, 40, 40), pretrained=True)
+    assert torch.equal(model.state_dict()["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+    assert [path.name for path in folder.iterdir()] == [path.name for path in folder.glob("*.pth")]
+
+
+def test_every_model_has_published_weights() -> None:
+    from orchestrator.vision import import_torchvision
+
+    models = import_torchvision().models
+    assert all(models.get_model_weights(name).DEFAULT.url for name in models.list_models(module=models))
+
+
+def test_only_torchvision_has_published_weights() -> None:
+    with pytest.raises(UsageError, match=r"no published weights of 'mlp'.*init_from"):
+        build_model(ModelSection(name="mlp", pretrained=True), (4,), 2)
