@@ -73,7 +73,7 @@ def build_recipe(spec: JobSpec, prepared: Prepared) -> Recipe:
         train_part=prepared.part("train"),
         val_part=prepared.part("val") if manifest.rows["val"] else None,
         pipeline=prepared.pipeline,
-        objective=build_objective(manifest.task, spec.train.loss),
+        objective=build_objective(manifest.task, spec.train.loss, num_outputs=manifest.num_outputs),
         metric_names=names,
         num_outputs=manifest.num_outputs,
     )
