@@ -24,7 +24,8 @@ from orchestrator.engine import collectives
 from orchestrator.engine.checkpoint import CheckpointStore
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.objective import Objective
-from orchestrator.engine.optim import build_optimizer, build_scheduler
+from orchestrator.engine.optim import build_optimizer
+from orchestrator.engine.schedule import Scheduler
 from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
 from orchestrator.engine.stopping import EarlyStopper
 from orchestrator.engine.window import StepWindow
@@ -84,7 +85,7 @@ class Attempt:
     """The bare network; `parallel` is what the loop calls."""
     parallel: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LambdaLR
+    scheduler: Scheduler
     window: StepWindow
     stopper: EarlyStopper | None
     position: Position = field(default_factory=Position)
@@ -157,7 +158,7 @@ def start_attempt(
             gradient_as_bucket_view=True,
         )
         _warm_up(recipe, parallel, link)
-    optimizer = build_optimizer(train.optimizer, model.parameters())
+    optimizer = build_optimizer(train.optimizer, model, link.device)
     attempt = Attempt(
         recipe=recipe,
         link=link,
@@ -166,7 +167,7 @@ def start_attempt(
         model=model,
         parallel=parallel,
         optimizer=optimizer,
-        scheduler=build_scheduler(
+        scheduler=Scheduler(
             train.schedule,
             optimizer,
             total_steps=recipe.total_steps,

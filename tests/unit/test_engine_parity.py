@@ -23,9 +23,11 @@ def plain_loop(images: torch.Tensor, labels: torch.Tensor, *, seed: int, sgd: bo
         torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)
     )
     if sgd:
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            model.parameters(), lr=0.05, momentum=0.9, fused=True
+        )
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01, fused=True)
     steps = 3 * int(np.ceil(len(labels) / 50))
     warm_up = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
