@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,8 @@ from orchestrator.data.prepared import Part
 from orchestrator.engine import collectives
 from orchestrator.engine.metrics import MetricSet
 from orchestrator.engine.objective import Objective
+from orchestrator.engine.precision import Precision
+from orchestrator.engine.recipe import Placement
 
 _MOST_PAIRS = 2000
 
@@ -44,35 +48,52 @@ def evaluate(
     metric_names: Sequence[str],
     *,
     num_outputs: int,
-    device: torch.device,
+    placement: Placement,
     batch_size: int,
     detailed: bool = False,
+    precision: Precision | None = None,
 ) -> Evaluation:
     """Evaluate in eval mode; collective. `batch_size` is per rank. The model is left in train mode.
 
-    `detailed` adds what pictures show: the confusion matrix of classes, or the predictions of a regression.
+    The loss is weighted as in training: (sum of losses) / (sum of weights) over all ranks. All ranks call the
+    model equally often, as a sharded model needs it: a rank without rows left takes part with one row that
+    counts nothing. `detailed` adds what pictures show: the confusion matrix of classes, or the predictions of
+    a regression. `precision` is that of the forward pass, by default fp32.
     """
-    metrics = MetricSet(objective.task, metric_names, num_outputs, device=device, confusion=detailed)
+    num_rows, num_ranks = part.num_rows, collectives.world_size()
+    metrics = MetricSet(
+        objective.task, metric_names, num_outputs, device=placement.device, confusion=detailed, num_samples=num_rows
+    )
     pairs: list[torch.Tensor] | None = [] if detailed and objective.task == "regression" else None
-    every = max(1, -(-part.num_rows // _MOST_PAIRS))
-    mine = rank_slice(part.num_rows, collectives.rank(), collectives.world_size())
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    every = max(1, -(-num_rows // _MOST_PAIRS))
+    mine = rank_slice(num_rows, collectives.rank(), num_ranks)
+    sums = torch.zeros(2, dtype=torch.float64, device=placement.device)  # losses, weights
     model.eval()
-    for start in range(mine.start, mine.stop, batch_size):
-        batch = part.gather(np.arange(start, min(start + batch_size, mine.stop)))
-        targets = batch.targets.to(device)
-        outputs = objective.shape_outputs(model(pipeline.transform(batch.features.to(device))))
-        loss_sum += objective.losses(outputs, pipeline.transform_targets(targets)).double().sum()
+    for start in range(mine.start, mine.start + -(-num_rows // num_ranks), batch_size):
+        rows = np.arange(start, min(start + batch_size, mine.stop))
+        batch = part.gather(rows if len(rows) else np.zeros(1, dtype=np.int64))
+        inputs = placement.lay_out(pipeline.transform(placement.put(batch.features)))
+        with precision.autocast() if precision else contextlib.nullcontext():
+            outputs = objective.shape_outputs(model(inputs))
+        if not len(rows):
+            continue
+        if outputs.dtype != torch.float64:
+            outputs = outputs.float()
+        targets = placement.put(batch.targets)
+        learned = pipeline.transform_targets(targets)
+        weights = objective.weights(learned)
+        sums[0] += objective.losses(outputs, learned).double().sum()
+        sums[1] += len(rows) if weights is None else weights.double().sum()
         predicted = pipeline.inverse_targets(outputs)
         metrics.update(predicted, targets)
         if pairs is not None:
             chosen = slice(-start % every, None, every)  # the same rows for any number of ranks
             pairs.append(torch.stack([targets[chosen].double(), predicted[chosen].double()]).cpu())
     model.train()
-    total = float(collectives.sum_over_ranks(loss_sum))
+    loss_sum, weight_sum = collectives.sum_over_ranks(sums).tolist()
     return Evaluation(
-        num_samples=part.num_rows,
-        loss=total / max(1, part.num_rows),
+        num_samples=num_rows,
+        loss=loss_sum / weight_sum if weight_sum else math.nan,
         metrics=metrics.compute(),
         confusion_matrix=metrics.confusion_matrix(),
         predictions=None if pairs is None else _gathered(pairs),

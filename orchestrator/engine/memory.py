@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from orchestrator.engine.ema import averaged_tensors
 from orchestrator.engine.seed import seed_everything
 
 if TYPE_CHECKING:
     from orchestrator.engine.attempt import Recipe
-
-_STATES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 1, "adagrad": 1}
-"""Tensors of a parameter's size that an optimizer keeps (SGD: where it has momentum)."""
+    from orchestrator.spec.optim import Optimizer
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,24 @@ class MemoryEstimate:
     optimizer_bytes: int
     activations_bytes: int
     """What the backward pass needs of one microbatch."""
+    ema_bytes: int = 0
+    """Averaged weights."""
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+        fixed = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.ema_bytes
+        return fixed + self.activations_bytes
+
+
+def num_optimizer_states(section: Optimizer) -> int:
+    """Tensors of a parameter's size that an optimizer keeps for each parameter."""
+    if section.kind in ("adam", "adamw"):
+        return 2  # averages of the gradient and of its square
+    if section.kind == "rmsprop":
+        return 1 + bool(section.momentum) + section.centered
+    if section.kind == "sgd":
+        return int(bool(section.momentum))
+    return 1  # adagrad: the sum of squares
 
 
 def estimate_memory(recipe: Recipe, microbatch_size: int) -> MemoryEstimate:
@@ -42,8 +55,7 @@ def estimate_memory(recipe: Recipe, microbatch_size: int) -> MemoryEstimate:
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights = _bytes(parameters) + _bytes(model.buffers())
-    section = recipe.train.optimizer
-    states = 0 if section.kind == "sgd" and not section.momentum else _STATES[section.kind]
+    states = num_optimizer_states(recipe.train.optimizer)
     num_samples = min(2, recipe.train_part.num_rows)
     saved = _saved_bytes(recipe, model, num_samples)
     return MemoryEstimate(
@@ -53,6 +65,7 @@ def estimate_memory(recipe: Recipe, microbatch_size: int) -> MemoryEstimate:
         gradients_bytes=_bytes(trained),
         optimizer_bytes=states * _bytes(trained),
         activations_bytes=saved * microbatch_size // num_samples,
+        ema_bytes=_bytes(averaged_tensors(model).values()) if recipe.train.ema else 0,
     )
 
 
