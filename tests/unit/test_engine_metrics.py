@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
@@ -163,6 +163,7 @@ class Largest(torchmetrics.Metric):  # type: ignore[misc]
 shared_metric = Largest()
 
 
+@settings(max_examples=50)
 @given(
     task=st.sampled_from(sorted(FITTING)),
     edges=st.lists(st.integers(0, 12), max_size=3).map(sorted),
@@ -173,13 +174,13 @@ def test_ranks_together_give_the_value_of_the_whole(task: str, edges: list[int],
     names = [*FITTING[task], f"{__name__}:Largest"]
     if task in ("binary", "regression"):
         names.append(f"{__name__}:keeping_all")
-    settings: dict[str, Any] = {"confusion": True, "num_samples": 12 if exact else 2**30}
+    options: dict[str, Any] = {"confusion": True, "num_samples": 12 if exact else 2**30}
     outputs, targets = samples(task, 12)
-    whole = MetricSet(task, names, OUTPUTS[task], **settings)
+    whole = MetricSet(task, names, OUTPUTS[task], **options)
     whole.update(outputs, targets)
     ranks = []
     for start, stop in zip([0, *edges], [*edges, 12], strict=True):
-        ranks.append(MetricSet(task, names, OUTPUTS[task], **settings))
+        ranks.append(MetricSet(task, names, OUTPUTS[task], **options))
         for row in range(start, stop, 2):
             ranks[-1].update(outputs[row : min(row + 2, stop)], targets[row : min(row + 2, stop)])
     wanted, matrix = copy.deepcopy(whole).compute(), copy.deepcopy(whole).confusion_matrix()
