@@ -1,6 +1,6 @@
 """Data that is made, not measured: half-moons for `moons_mlp.yaml`, sentences for `sentiment_lstm.yaml`.
 
-    python jobs/made_data.py sentences.csv
+python jobs/made_data.py sentences.csv
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ def _show(plan: Plan) -> None:
         ("weights", _size(memory.weights_bytes)),
         ("gradients", _size(memory.gradients_bytes)),
         ("optimizer", _size(memory.optimizer_bytes)),
+        *([("averaged weights", _size(memory.ema_bytes))] if memory.ema_bytes else []),
         ("activations", f"{_size(memory.activations_bytes)} for a microbatch"),
         (
             "memory",

@@ -33,7 +33,7 @@ from orchestrator.engine.sharded_state import (
 )
 from orchestrator.engine.stopping import EarlyStopper
 from orchestrator.engine.trouble import StragglerWatch
-from orchestrator.engine.warmup import probe_microbatch, settle, try_out
+from orchestrator.engine.warmup import check_targets, probe_microbatch, settle, try_out
 from orchestrator.engine.window import StepWindow
 from orchestrator.errors import UsageError
 from orchestrator.records import Point
@@ -137,8 +137,11 @@ class Attempt:
         self.schedule.load_state_dict(owners["scheduler"])
         if self.scaler and owners.get("scaler"):
             self.scaler.load_state_dict(owners["scaler"])
-        if self.ema and owners.get("ema"):
-            self.ema.load_state_dict(owners["ema"])
+        if self.ema:
+            if owners.get("ema"):
+                self.ema.load_state_dict(owners["ema"])
+            else:
+                self.ema.reset()
         if self.stopper and owners["stopper"]:
             self.stopper.load_state_dict(owners["stopper"])
         self.position = Position(**owners["position"])
@@ -165,6 +168,7 @@ def start_attempt(
     train = recipe.train
     _set_up_torch(train, link.device)
     precision = resolve_precision(train.precision, link.device)
+    check_targets(recipe, link.rank, link.world_size)
     seed_everything(recipe.seed)
     model = recipe.build()
     placement = Placement(link.device, _memory_format(train, model))

@@ -62,7 +62,12 @@ def evaluate(
     """
     num_rows, num_ranks = part.num_rows, collectives.world_size()
     metrics = MetricSet(
-        objective.task, metric_names, num_outputs, device=placement.device, confusion=detailed, num_samples=num_rows
+        objective.task,
+        metric_names,
+        num_outputs,
+        device=placement.device,
+        confusion=detailed,
+        num_samples=num_rows,
     )
     pairs: list[torch.Tensor] | None = [] if detailed and objective.task == "regression" else None
     every = max(1, -(-num_rows // _MOST_PAIRS))

@@ -83,7 +83,9 @@ def _agree(attempt: Attempt) -> Wish:
     over = train.max_time is not None and position.seconds + attempt.window.elapsed_s >= train.max_time
     wish: Wish = "stop" if link.stop_requested() else "finish" if over else "go on"
     # What a rank does alone: in the backward pass it waits for the others.
-    agreement = attempt.window.agree(wish=wish, own_seconds=phases.get("data", 0.0) + phases.get("forward", 0.0))
+    agreement = attempt.window.agree(
+        wish=wish, own_seconds=phases.get("data", 0.0) + phases.get("forward", 0.0)
+    )
     position.seconds += agreement.elapsed_s
     if train.nonfinite == "stop":
         for record in agreement.records:

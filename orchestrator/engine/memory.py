@@ -12,7 +12,7 @@ from orchestrator.engine.ema import averaged_tensors
 from orchestrator.engine.seed import seed_everything
 
 if TYPE_CHECKING:
-    from orchestrator.engine.attempt import Recipe
+    from orchestrator.engine.recipe import Recipe
     from orchestrator.spec.optim import Optimizer
 
 

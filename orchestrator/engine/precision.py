@@ -54,7 +54,8 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
         )
     if name == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UsageError(
-            f"train.precision: {torch.cuda.get_device_name(device)} does not compute bf16", "write fp16 or auto"
+            f"train.precision: {torch.cuda.get_device_name(device)} does not compute bf16",
+            "write fp16 or auto",
         )
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     if kind == "cuda":

@@ -31,7 +31,9 @@ def log_window(attempt: Attempt, agreement: Agreement, phases: Mapping[str, floa
     slow = attempt.stragglers.update(agreement.rank_seconds)
     if slow is not None:
         rank, times = slow
-        link.notice(f"rank {rank} is a straggler: it takes {times:.1f} times as long as the others for its work")
+        link.notice(
+            f"rank {rank} is a straggler: it takes {times:.1f} times as long as the others for its work"
+        )
     left = (recipe.total_steps - position.step) * recipe.train.global_batch_size
     report(attempt, "training", newest.loss, agreement.samples_per_s, left / agreement.samples_per_s)
 

@@ -55,7 +55,7 @@ def train_step(attempt: Attempt, indices: npt.NDArray[np.int64]) -> tuple[torch.
                     rows=rows,
                     step=attempt.position.step + 1,
                     lr=attempt.lr,
-                    loss=float(loss),
+                    loss=loss.item(),
                     evidence=attempt.evidence,
                     rank=link.rank,
                 )
@@ -92,7 +92,9 @@ def _update(attempt: Attempt) -> None:
         # All ranks hold the same gradients, so all decide the same. fp16's scaler leaves the step out itself.
         if skipping and norm is not None and not is_finite(norm) and scaler is None:
             attempt.position.skipped += 1
-            attempt.link.notice(f"step {attempt.position.step + 1} was left out: its gradients are not finite")
+            attempt.link.notice(
+                f"step {attempt.position.step + 1} was left out: its gradients are not finite"
+            )
             return
     add_l1(optimizer)
     if scaler is not None:

@@ -25,6 +25,16 @@ from orchestrator.engine.trouble import dead_parameters
 from orchestrator.errors import OrchestratorError, OutOfMemory, UserCodeError
 
 _SETTLING_PASSES = 2
+_ROWS_AT_ONCE = 1 << 16
+
+
+def check_targets(recipe: Recipe, rank: int, world_size: int) -> None:
+    """Raise DataError for a target that the task does not know, before any time is spent; each rank its share."""
+    part = recipe.train_part
+    mine = rank_slice(part.num_rows, rank, world_size)
+    for start in range(mine.start, mine.stop, _ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + _ROWS_AT_ONCE, mine.stop))
+        recipe.objective.check_targets(part.gather(rows).targets)
 
 
 def try_out(recipe: Recipe, model: torch.nn.Module, placement: Placement, *, count: bool) -> float:
@@ -34,7 +44,7 @@ def try_out(recipe: Recipe, model: torch.nn.Module, placement: Placement, *, cou
     not fit, UserCodeError where the model raises.
     """
     num_samples = min(2, recipe.train_part.num_rows)
-    inputs, _ = training_batch(recipe, placement, np.arange(num_samples), epoch=0)
+    inputs, targets = training_batch(recipe, placement, np.arange(num_samples), epoch=0)
     model.eval()
     try:
         with torch.no_grad():
@@ -55,7 +65,12 @@ def try_out(recipe: Recipe, model: torch.nn.Module, placement: Placement, *, cou
         model.train()
     if not isinstance(outputs, torch.Tensor):
         raise UserCodeError(f"the model returned {type(outputs).__name__}, not a tensor of outputs")
-    recipe.objective.check_outputs(outputs, num_samples=num_samples, num_outputs=recipe.num_outputs)
+    recipe.objective.check_outputs(
+        outputs,
+        num_samples=num_samples,
+        num_outputs=recipe.num_outputs,
+        length=targets.shape[1] if targets.ndim == 2 else None,
+    )
     return flops
 
 
@@ -92,7 +107,7 @@ def probe_microbatch(
         if placement.device.type == "cuda":
             torch.cuda.empty_cache()
         size //= 2
-    agreed = min(collectives.gather_objects(size))
+    agreed: int = min(collectives.gather_objects(size))
     if not agreed:
         raise too_large(wanted) from fault
     if agreed < wanted:
@@ -107,7 +122,11 @@ def probe_microbatch(
 
 
 def settle(
-    recipe: Recipe, parallel: torch.nn.Module, placement: Placement, precision: Precision, model: torch.nn.Module
+    recipe: Recipe,
+    parallel: torch.nn.Module,
+    placement: Placement,
+    precision: Precision,
+    model: torch.nn.Module,
 ) -> None:
     """Let DDP rebuild its gradient buckets, which it does after the first pass. Collective.
 

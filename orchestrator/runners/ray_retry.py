@@ -36,7 +36,9 @@ class NoRetry(UserCallback):  # type: ignore[misc]
         for rank, error in worker_exceptions.items():
             failed = getattr(error, "_base_exc", error)
             if isinstance(failed, WorkerFailed) and failed.final:
-                raise RuntimeError(f"rank {rank} failed ({failed.worker_cause}), which is not retried: {failed}")
+                raise RuntimeError(
+                    f"rank {rank} failed ({failed.worker_cause}), which is not retried: {failed}"
+                )
         with contextlib.suppress(ray.exceptions.RayError):
             if ray.get(self._mailbox.ending.remote(), timeout=10):
                 raise RuntimeError("the run is being stopped: no retry")

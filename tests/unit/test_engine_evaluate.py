@@ -16,9 +16,9 @@ from orchestrator.data.prepare import prepare
 from orchestrator.data.prepared import Batch, Prepared
 from orchestrator.engine import evaluate as module
 from orchestrator.engine.evaluate import Evaluation, evaluate
-from orchestrator.engine.recipe import Placement
 from orchestrator.engine.objective import Objective, build_objective
 from orchestrator.engine.precision import Precision
+from orchestrator.engine.recipe import Placement
 from orchestrator.spec.data import DataSection
 from orchestrator.spec.train import Loss
 from orchestrator.storage import Folder

@@ -16,13 +16,13 @@ from orchestrator.worker import WorkerTask, train_worker
 from tests.unit.engine_case import case_data, case_spec
 from tests.unit.test_engine_trouble import Keeping
 
-CODE = '''
+CODE = """
 import torch
 import torch.nn.functional as F
 
 def fit(context):
     model = context.build_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     saved = context.restore()
     epoch = 0
     if saved:
@@ -48,7 +48,7 @@ def fit(context):
 
 def wrong(context):
     return 7
-'''
+"""
 
 
 class Stops(Keeping):

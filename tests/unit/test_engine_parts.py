@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import pytest
 import torch
 
 from orchestrator.engine.causes import cause_of, describe
@@ -42,12 +43,13 @@ def test_random_state_comes_back() -> None:
 def test_a_window_gives_the_loss_of_each_global_batch() -> None:
     window = StepWindow(torch.device("cpu"))
     before = window.full
-    window.add(1, torch.tensor(6.0), 3, 0.1)
+    window.add(1, torch.tensor(6.0), 3.0, 5, 0.1)
     assert (before, window.full) == (False, True)
-    agreement = window.agree(stop=True)
-    assert agreement.stop
+    agreement = window.agree(wish="stop", own_seconds=0.25)
+    assert (agreement.wish, agreement.rank_seconds) == ("stop", [0.25])
     assert [(record.step, record.loss, record.lr) for record in agreement.records] == [(1, 2.0, 0.1)]
-    assert window.agree(stop=False).records == []
+    assert agreement.samples_per_s == pytest.approx(5 / agreement.elapsed_s)
+    assert window.agree(wish="go on", own_seconds=0.0).records == []
 
 
 def test_the_link_delivers_everything_once_though_letters_get_lost() -> None:

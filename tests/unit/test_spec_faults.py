@@ -27,7 +27,11 @@ from tests.unit.spec_helpers import FULL_YAML, faults_of, minimal
             "train.optimizer.betas",
             "goes with kind: adam or adamw",
         ),
-        ({"train": {"optimizer": {"lr": 1}}}, "train.optimizer.kind", "is missing. Write one of: sgd, rmsprop"),
+        (
+            {"train": {"optimizer": {"lr": 1}}},
+            "train.optimizer.kind",
+            "is missing. Write one of: sgd, rmsprop",
+        ),
         ({"train": {"optimizer": {"kind": "adamv"}}}, "train.optimizer.kind", "Did you mean 'adam"),
         ({"train": {"optimizer": {"kind": 3}}}, "train.optimizer.kind", "adamw, adagrad, not 3"),
         ({"train": {"optimizer": "sgd"}}, "train.optimizer", 'must be a section with keys, not "sgd"'),
