@@ -70,7 +70,7 @@ class Parallel(Section):
     """`ddp`: a copy of the model on every worker. `fsdp`: weights, gradients and optimizer state are sharded
     over the workers (torch's `fully_shard`), for models that do not fit."""
     gradient_compression: Literal["none", "fp16", "bf16", "powersgd"] = "none"
-    """ddp: what gradients are sent as. bf16 and powersgd need NCCL (GPUs)."""
+    """ddp: what gradients are sent as. powersgd sends approximations of low rank, after some exact steps."""
     powersgd_rank: int = Field(default=2, ge=1)
     """Rank of the approximation (Vogels et al. 2019); higher is more exact and sends more."""
     bucket_cap_mb: float = Field(default=25.0, gt=0)
@@ -80,7 +80,7 @@ class Parallel(Section):
     find_unused_parameters: bool = False
     """ddp: needed where some steps leave parameters unused; costs time."""
     sync_batch_norm: bool = False
-    """BatchNorm over the whole global batch instead of each worker's share; needs GPUs."""
+    """BatchNorm over the whole global batch instead of each worker's share; fsdp needs it."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
 
