@@ -26,6 +26,8 @@ from orchestrator.engine.recipe import Placement, Position, Recipe
 from orchestrator.engine.schedule import Scheduler
 from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
 from orchestrator.engine.sharded_state import (
+    ema_state,
+    load_ema_state,
     load_model_state,
     load_optimizer_state,
     model_state,
@@ -102,13 +104,14 @@ class Attempt:
         rng = collectives.gather_objects(rng_state(self.link.device))
         weights = model_state(self.parallel)
         moments = optimizer_state(self.parallel, self.optimizer)
+        averages = ema_state(self.parallel, self.ema) if self.ema else None
         if self.link.rank == 0:
             owners = {
                 "model": weights,
                 "optimizer": moments,
                 "scheduler": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict() if self.scaler else None,
-                "ema": self.ema.state_dict() if self.ema else None,
+                "ema": averages,
                 "stopper": self.stopper.state_dict() if self.stopper else None,
                 "position": vars(self.position).copy(),
                 "metrics": dict(self.metrics),
@@ -139,7 +142,7 @@ class Attempt:
             self.scaler.load_state_dict(owners["scaler"])
         if self.ema:
             if owners.get("ema"):
-                self.ema.load_state_dict(owners["ema"])
+                load_ema_state(self.parallel, self.ema, owners["ema"])
             else:
                 self.ema.reset()
         if self.stopper and owners["stopper"]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
-from orchestrator.engine.optim import clean_name, local
+from orchestrator.engine.gradients import local
+from orchestrator.engine.optim import clean_name
+from orchestrator.engine.parallel import sharded
 from orchestrator.errors import CheckpointError
 
 _STATISTICS = ("running_mean", "running_var")
@@ -25,7 +26,7 @@ class Ema:
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self._decay = decay
         self._num_updates = 0
-        self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        self._sharded = [module for module in model.modules() if sharded(module)]
         self._weights = averaged_tensors(model)
         self._averages = {name: tensor.detach().clone() for name, tensor in self._weights.items()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -20,8 +20,8 @@ def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     gradient is.
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(_local(grads))
-    if not any(_is_sharded(grad) for grad in grads):
+    norm = torch.nn.utils.get_total_norm([local(one) for one in grads])
+    if not any(is_sharded(grad) for grad in grads):
         return norm
     # A worker may hold no element at all: then torch gives a zero on the CPU.
     return collectives.sum_over_ranks(norm.to(grads[0].device).double().square()).sqrt().float()
@@ -50,11 +50,11 @@ def clip_gradients(
     return norm
 
 
-def _local(grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What this worker holds of the gradients; no copies."""
-    return [grad.to_local() if _is_sharded(grad) else grad for grad in grads]
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a sharded tensor, sharing its memory; any other tensor itself."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def _is_sharded(grad: torch.Tensor) -> TypeGuard[DTensor]:
+def is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
     """By a method that only sharded tensors have: importing their class takes a second."""
-    return hasattr(grad, "to_local")
+    return hasattr(tensor, "to_local")

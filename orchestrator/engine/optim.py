@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
+from orchestrator.engine.gradients import is_sharded, local
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def build_optimizer(
     parameters = [parameter for group in groups for parameter in group["params"]]
     if fused is None:
         fused = device.type in _FUSED_DEVICES and all(one.is_floating_point() for one in parameters)
-        if any(isinstance(one, DTensor) for one in parameters):
+        if any(is_sharded(one) for one in parameters):
             fused = fused and section.kind in _FUSED_FOR_SHARDS
     how: dict[str, Any] = {"fused": True} if fused else {}
     if section.kind == "sgd":
@@ -114,11 +114,6 @@ def add_l1(optimizer: torch.optim.Optimizer) -> None:
         if trained:
             signs = torch._foreach_sign([local(parameter) for parameter in trained])
             torch._foreach_add_([local(parameter.grad) for parameter in trained], signs, alpha=group["l1"])
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a sharded tensor, sharing its memory; any other tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def clean_name(name: str) -> str:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.engine import collectives
+from orchestrator.engine.ema import Ema
 from orchestrator.engine.parallel import bare, sharded
 from orchestrator.errors import CheckpointError
 
@@ -122,6 +123,25 @@ def _check_fit(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> No
             f"the saved optimizer has groups of {saved} parameters, and this one of {own}",
             "were train.optimizer or the frozen layers changed? Start again with --fresh",
         )
+
+
+def ema_state(parallel: torch.nn.Module, ema: Ema) -> dict[str, Any]:
+    """The averaged weights. Collective under FSDP, as `model_state`."""
+    state = ema.state_dict()
+    if sharded(parallel):
+        state["averages"] = _gathered(state["averages"])
+    return state
+
+
+def load_ema_state(parallel: torch.nn.Module, ema: Ema, state: Mapping[str, Any]) -> None:
+    """Load what `ema_state` gave, which every rank must hold. Collective under FSDP."""
+    averages = state["averages"]
+    if sharded(parallel):
+        own = ema.state_dict()["averages"]
+        averages = {
+            name: _spread(value, _outline(value), like=own.get(name)) for name, value in averages.items()
+        }
+    ema.load_state_dict({**state, "averages": averages})
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:

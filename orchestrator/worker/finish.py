@@ -19,7 +19,7 @@ from orchestrator.engine.loop import Outcome
 from orchestrator.engine.own import TrainContext
 from orchestrator.engine.precision import Precision, resolve_precision
 from orchestrator.engine.recipe import Placement, Position, Recipe
-from orchestrator.engine.sharded_state import load_model_state, model_state
+from orchestrator.engine.sharded_state import load_ema_state, load_model_state, model_state
 from orchestrator.errors import CheckpointError
 from orchestrator.export.bundle import write_bundle
 from orchestrator.records import Progress
@@ -137,7 +137,7 @@ def _load_best(attempt: Attempt) -> Manifest | None:
         return None
     load_model_state(attempt.parallel, owners["model"])
     if attempt.ema and owners.get("ema"):
-        attempt.ema.load_state_dict(owners["ema"])
+        load_ema_state(attempt.parallel, attempt.ema, owners["ema"])
     return best
 
 
