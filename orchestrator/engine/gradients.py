@@ -38,7 +38,7 @@ def clip_gradients(
     """
     parameters = list(parameters)
     norm = None
-    grads = _local([parameter.grad for parameter in parameters if parameter.grad is not None])
+    grads = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     if max_norm is not None:
         norm = gradient_norm(parameters)
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from orchestrator.data.order import rank_slice
 from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.gradients import clip_gradients
+from orchestrator.engine.gradients import clip_gradients, gradient_norm
 from orchestrator.engine.optim import add_l1
 from orchestrator.engine.parallel import no_sync
 from orchestrator.engine.recipe import training_batch
@@ -85,12 +83,10 @@ def _update(attempt: Attempt) -> None:
     section, optimizer, scaler = attempt.recipe.train, attempt.optimizer, attempt.scaler
     if scaler is not None:
         scaler.unscale_(optimizer)
-    skipping = section.nonfinite == "skip"
-    if section.clip_grad_norm or section.clip_grad_value or skipping:
-        limit = section.clip_grad_norm or math.inf
-        norm = clip_gradients(attempt.trained, limit, section.clip_grad_value)
-        # All ranks hold the same gradients, so all decide the same. fp16's scaler leaves the step out itself.
-        if skipping and norm is not None and not is_finite(norm) and scaler is None:
+    norm = clip_gradients(attempt.trained, section.clip_grad_norm, section.clip_grad_value)
+    if section.nonfinite == "skip" and scaler is None:  # fp16's scaler leaves such steps out itself
+        norm = gradient_norm(attempt.trained) if norm is None else norm
+        if not is_finite(norm):  # all ranks hold the same gradients, so all decide the same
             attempt.position.skipped += 1
             attempt.link.notice(
                 f"step {attempt.position.step + 1} was left out: its gradients are not finite"
