@@ -12,6 +12,7 @@ import torch.multiprocessing
 
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import train
+from orchestrator.engine.sharded_state import model_state
 from orchestrator.records import Point
 from tests.unit.engine_case import case_attempt, case_spec
 
@@ -35,6 +36,11 @@ class Keeping(WorkerLink):
 DROPOUT = {"model": {"name": "mlp", "args": {"hidden": [16], "dropout": 0.2}}}
 TINY = {"train": {"global_batch_size": 2, "max_steps": 12, "max_epochs": 1}}
 
+AVERAGED = {"train": {"ema": {"decay": 0.9}, "microbatch_size": 6, "clip_grad_norm": 0.5}}
+SHARDED = {"train": {**AVERAGED["train"], "parallel": {"strategy": "fsdp"}}}
+WEIGHTED = {"train": {"loss": {"name": "cross_entropy", "class_weights": "balanced", "label_smoothing": 0.1}}}
+HALVED = {"train": {"parallel": {"gradient_compression": "fp16"}}}
+
 Result = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 
@@ -45,11 +51,13 @@ def one_run(
     link = Keeping(rank, world_size, stop)
     attempt = case_attempt(case_spec(**sections), folder, link, run)
     outcome = train(attempt)
+    weights = model_state(attempt.parallel)
     if rank == 0:
         losses = {str(point.step): point.value for point in link.points if point.key == "train/loss"}
-        facts = {"losses": losses, "metrics": attempt.metrics, "status": outcome.status}
+        sent = [point.value for point in link.points if point.key == "perf/sent_bytes_per_step"]
+        facts = {"losses": losses, "metrics": attempt.metrics, "status": outcome.status, "sent": sent}
         (folder / f"{run}-{stop}.json").write_text(json.dumps(facts))
-        torch.save(attempt.model.state_dict(), folder / f"{run}-{stop}.pt")
+        torch.save(weights, folder / f"{run}-{stop}.pt")
 
 
 def result_of(folder: Path, run: str, stop: int | None = None) -> Result:
@@ -75,6 +83,12 @@ def worker(rank: int, world_size: int, folder: Path) -> None:
         ("broken-3", 7, DROPOUT),
         ("broken-3", None, DROPOUT),
         ("grown-1", None, {}),
+        ("averaged-3", None, AVERAGED),
+        ("sharded-3", None, SHARDED),
+        ("reshard-3", 7, SHARDED),
+        ("reshard-3", None, SHARDED),
+        ("weighted-3", None, WEIGHTED),
+        ("halved-3", None, HALVED),
     ):
         one_run(folder, rank, world_size, run, stop, sections)
     torch.distributed.destroy_process_group()
@@ -131,3 +145,43 @@ def test_another_number_of_workers_goes_on_with_the_same_batches(storage: Path) 
     assert min(int(step) for step in grown["losses"]) > 6
     for step, loss in grown["losses"].items():
         assert straight["losses"][step] == pytest.approx(loss, rel=1e-4), step
+
+
+def assert_same_course(one: Result, other: Result) -> None:
+    assert one[0]["losses"].keys() == other[0]["losses"].keys()
+    for step, loss in one[0]["losses"].items():
+        assert other[0]["losses"][step] == pytest.approx(loss, rel=1e-4), step
+    assert other[0]["metrics"]["val/loss"] == pytest.approx(one[0]["metrics"]["val/loss"], rel=1e-4)
+    for name, tensor in one[1].items():
+        torch.testing.assert_close(other[1][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("run", ["averaged-3", "sharded-3"])
+def test_averaged_weights_accumulation_and_clipping_in_either_strategy(storage: Path, run: str) -> None:
+    """The validation is that of the averaged weights."""
+    assert_same_course(alone(storage, f"{run}-alone-1", **AVERAGED), result_of(storage, run))
+
+
+def test_a_sharded_run_goes_on_where_it_was_stopped(storage: Path) -> None:
+    straight, weights = result_of(storage, "sharded-3")
+    stopped, _ = result_of(storage, "reshard-3", stop=7)
+    resumed, others = result_of(storage, "reshard-3")
+    assert (stopped["status"], resumed["status"]) == ("stopped", "completed")
+    assert {**stopped["losses"], **resumed["losses"]} == straight["losses"]
+    assert resumed["metrics"] == straight["metrics"]
+    for name, tensor in weights.items():
+        assert torch.equal(others[name], tensor), name
+
+
+def test_weighted_losses_do_not_change_with_the_world_size(storage: Path) -> None:
+    assert_same_course(alone(storage, "weighted-1", **WEIGHTED), result_of(storage, "weighted-3"))
+
+
+def test_compressed_gradients_are_half_the_bytes_and_nearly_the_course(storage: Path) -> None:
+    whole, _ = result_of(storage, "plain-3")
+    halved, _ = result_of(storage, "halved-3")
+    parameters = 64 * 16 + 16 + 16 * 10 + 10
+    assert set(whole["sent"]) == {4.0 * parameters}
+    assert set(halved["sent"]) == {2.0 * parameters}
+    for step, loss in whole["losses"].items():
+        assert halved["losses"][step] == pytest.approx(loss, rel=2e-2), step
