@@ -20,7 +20,7 @@ from orchestrator.engine.ema import Ema
 from orchestrator.engine.flops import peak_flops
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.optim import build_optimizer
-from orchestrator.engine.parallel import bare, parallelize, sharded
+from orchestrator.engine.parallel import bare, parallelize
 from orchestrator.engine.precision import Precision, resolve_precision
 from orchestrator.engine.recipe import Placement, Position, Recipe
 from orchestrator.engine.schedule import Scheduler
@@ -37,7 +37,6 @@ from orchestrator.engine.stopping import EarlyStopper
 from orchestrator.engine.trouble import StragglerWatch
 from orchestrator.engine.warmup import check_targets, probe_microbatch, settle, try_out
 from orchestrator.engine.window import StepWindow
-from orchestrator.errors import UsageError
 from orchestrator.records import Point
 from orchestrator.spec.cluster import CheckpointSection
 from orchestrator.spec.train import TrainSection
@@ -190,8 +189,6 @@ def start_attempt(
     clock, meter = StepClock(link.device), TrafficMeter()
     parallel = parallelize(model, train.parallel, link, precision, meter)
     model = bare(parallel)
-    if sharded(parallel):  # which computes in the precision by itself
-        precision = Precision("fp32", link.device.type)
     if link.world_size > 1:
         settle(recipe, parallel, placement, precision, model)
         meter.on_last_bucket = functools.partial(clock.lap, "backward")
@@ -246,12 +243,6 @@ def _set_up_torch(train: TrainSection, device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not train.deterministic
         torch.cuda.reset_peak_memory_stats(device)
-    if train.precision == "fp16" and train.parallel.strategy == "fsdp":
-        raise UsageError(
-            "train.precision: fp16 does not go with train.parallel.strategy: fsdp (its loss scaling looks at one "
-            "shard only)",
-            "write precision: bf16",
-        )
 
 
 def _memory_format(train: TrainSection, model: torch.nn.Module) -> torch.memory_format:

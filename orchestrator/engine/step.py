@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,24 +23,22 @@ def train_step(attempt: Attempt, indices: npt.NDArray[np.int64]) -> tuple[torch.
 
     The gradient is that of (Σ weighted sample losses) / (Σ weights) over all ranks: each rank divides its
     sum by the global weight and multiplies by the world size, which the mean over ranks takes out again.
-    A rank without a share takes part with one sample of weight 0.
+    A rank without a share, or a part of one, takes part with one sample of weight 0.
     """
     recipe, link, clock = attempt.recipe, attempt.link, attempt.clock
     clock.start()
     mine = indices[rank_slice(len(indices), link.rank, link.world_size)]
-    idle = not len(mine)
-    if idle:
-        mine = indices[:1]
-    size = attempt.microbatch_size
+    # Equally many on all ranks: a sharded model's forward pass is collective.
+    parts = np.array_split(mine, num_microbatches(len(indices), link.world_size, attempt.microbatch_size))
     weight = global_weight(attempt, indices)
-    scale = 0.0 if idle else link.world_size / weight
     loss_sum = torch.zeros((), device=link.device)
     attempt.optimizer.zero_grad(set_to_none=True)
-    for start in range(0, len(mine), size):
-        rows = mine[start : start + size]
+    for number, part in enumerate(parts, start=1):
+        rows = part if len(part) else indices[:1]
+        scale = link.world_size / weight if len(part) else 0.0
         inputs, targets = training_batch(recipe, attempt.placement, rows, attempt.position.epoch)
         clock.lap("data")
-        more = start + size < len(mine)
+        more = number < len(parts)
         with no_sync(attempt.parallel, enabled=more):
             with attempt.precision.autocast():
                 outputs = attempt.parallel(inputs)
@@ -61,11 +61,16 @@ def train_step(attempt: Attempt, indices: npt.NDArray[np.int64]) -> tuple[torch.
             (attempt.scaler.scale(scaled) if attempt.scaler else scaled).backward()
             # The meter ended the backward phase when the last gradients were on their way.
             clock.lap("communication" if attempt.averages and not more else "backward")
-        if not idle:
+        if len(part):
             loss_sum += loss.detach()
     _update(attempt)
     clock.lap("optimizer")
     return loss_sum, weight
+
+
+def num_microbatches(batch_size: int, world_size: int, microbatch_size: int) -> int:
+    """Into how many parts every rank cuts its share of a global batch."""
+    return max(1, math.ceil(math.ceil(batch_size / world_size) / microbatch_size))
 
 
 def global_weight(attempt: Attempt, indices: npt.NDArray[np.int64]) -> float:

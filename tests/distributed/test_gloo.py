@@ -36,7 +36,7 @@ class Keeping(WorkerLink):
 DROPOUT = {"model": {"name": "mlp", "args": {"hidden": [16], "dropout": 0.2}}}
 TINY = {"train": {"global_batch_size": 2, "max_steps": 12, "max_epochs": 1}}
 
-AVERAGED = {"train": {"ema": {"decay": 0.9}, "microbatch_size": 6, "clip_grad_norm": 0.5}}
+AVERAGED = {"train": {"ema": {"decay": 0.9}, "microbatch_size": 8, "clip_grad_norm": 0.5}}
 SHARDED = {"train": {**AVERAGED["train"], "parallel": {"strategy": "fsdp"}}}
 WEIGHTED = {"train": {"loss": {"name": "cross_entropy", "class_weights": "balanced", "label_smoothing": 0.1}}}
 HALVED = {"train": {"parallel": {"gradient_compression": "fp16"}}}
