@@ -84,7 +84,7 @@ def test_an_optional_package() -> None:
 
 
 def test_a_missing_module_is_found_missing_without_running_anything(tmp_path: Path) -> None:
-    (tmp_path / "bomb.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "bomb.py").write_text("class Anything: pass\nraise SystemExit('imported')\n")
     add_search_paths([tmp_path])
     check_object("bomb:Anything")
     for path in ("no_such_module:Net", "no_such_package.module:Net"):
