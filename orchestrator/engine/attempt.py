@@ -34,6 +34,7 @@ from orchestrator.engine.sharded_state import (
     optimizer_state,
 )
 from orchestrator.engine.stopping import EarlyStopper
+from orchestrator.engine.tiny_maps import speed_up_tiny_maps
 from orchestrator.engine.trouble import StragglerWatch
 from orchestrator.engine.warmup import check_targets, probe_microbatch, settle, try_out
 from orchestrator.engine.window import StepWindow
@@ -179,6 +180,8 @@ def start_attempt(
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     peak = peak_flops(link.device, precision)
     flops = try_out(recipe, model, placement, count=peak is not None)
+    if link.device.type == "cpu" and not train.compile:
+        speed_up_tiny_maps(model)
     if train.compile:
         _compile(model, link, lambda: try_out(recipe, model, placement, count=False))
     limit = collectives.broadcast_object(store.microbatch_limit() if link.rank == 0 else None)

@@ -36,6 +36,7 @@ from orchestrator.runs.folder import RunFolder
 from orchestrator.spec import redact, secret_values
 from orchestrator.storage import Folder
 from orchestrator.worker.finish import finish, finish_own
+from orchestrator.worker.host import keep_freed_memory
 from orchestrator.worker.task import WorkerTask, build_recipe, checkpoint_store
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
     hide = functools.partial(redact, secrets=list(secrets.values()))
     add_search_paths(task.search_paths)
     torch.set_num_threads(max(1, int(spec.resources.per_worker()["CPU"])))
+    keep_freed_memory()
     store = checkpoint_store(spec, run)
     try:
         link.attempt = collectives.broadcast_object(store.begin_attempt() if link.rank == 0 else None)
