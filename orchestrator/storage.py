@@ -95,7 +95,7 @@ class Folder:
 
     def read_bytes(self, name: str) -> bytes:
         """The whole file; raises FileNotFoundError."""
-        with self.filesystem.open_input_stream(self._at(name)) as stream:
+        with self.filesystem.open_input_stream(self._at(name), compression=None) as stream:
             return bytes(stream.read())
 
     def write_bytes(self, name: str, data: bytes) -> None:
@@ -116,7 +116,7 @@ class Folder:
                 raise
             return
         self.filesystem.create_dir(str(PurePosixPath(self._at(name)).parent), recursive=True)
-        with self.filesystem.open_output_stream(self._at(name)) as stream:
+        with self.filesystem.open_output_stream(self._at(name), compression=None) as stream:
             stream.write(data)
 
     def read_json(self, name: str) -> Any:

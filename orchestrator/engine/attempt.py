@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -255,14 +256,19 @@ def _memory_format(train: TrainSection, model: torch.nn.Module) -> torch.memory_
     return torch.channels_last if wanted else torch.contiguous_format
 
 
-def _compile(model: torch.nn.Module, link: WorkerLink, try_compiled: Any) -> None:
+def _compile(model: torch.nn.Module, link: WorkerLink, try_compiled: Callable[[], object]) -> None:
     """Compile in place (names stay as they are); where that fails, the model runs as it is."""
-    model.compile()
+    plain = model.forward
+
+    def forward(*inputs: torch.Tensor) -> Any:  # a frame of ours: torch passes over those of its own modules
+        return plain(*inputs)
+
     try:
+        model.forward = torch.compile(forward)
         try_compiled()
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways
         cause = error.__cause__ or error
-        model._compiled_call_impl = None
+        model.forward = plain
         torch._dynamo.reset()
         link.notice(
             f"train.compile: the model could not be compiled and runs as it is: {type(cause).__name__}: "

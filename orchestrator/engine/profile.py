@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import tempfile
 from pathlib import Path
@@ -44,7 +45,8 @@ class StepProfiler:
         profiler, self._profiler, self._first = self._profiler, None, 1 << 62
         profiler.stop()
         with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / f"{self._name}.json.gz"
+            file = Path(scratch) / "trace.json"
             profiler.export_chrome_trace(str(file))
-            self._folder.write_bytes(file.name, file.read_bytes())
-        _log.info("profile written to %s", (self._folder / file.name).uri)
+            name = f"{self._name}.json.gz"
+            self._folder.write_bytes(name, gzip.compress(file.read_bytes()))
+        _log.info("profile written to %s", (self._folder / name).uri)

@@ -45,8 +45,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> tuple[Docum
 def apply_nested(document: Document, overrides: Mapping[str, Any]) -> tuple[Document, list[Fault]]:
     """Lay a nested dict over the document: sections merge key by key, all else replaces.
 
-    A dict that names another `kind` than the one it meets replaces it too: their keys differ. So do `args`
-    that come with another `name`.
+    A dict that names another `kind` than the one it meets replaces it too: their keys differ. And `args` go
+    with the `name` that they were written for.
     A dotted key (`train.max_epochs`) stands for the dicts that it runs through.
     """
     plain, found = from_python(_undotted(overrides))
@@ -113,9 +113,11 @@ def _merge(below: Any, above: Any, path: FieldPath, places: dict[FieldPath, Plac
     merges = isinstance(below, dict) and isinstance(above, dict)
     if merges and ("kind" not in above or above["kind"] == below.get("kind")):
         merged = dict(below)
-        if "args" in above and above.get("name", below.get("name")) != below.get("name"):
-            merged.pop("args", None)  # those of another network
-            below = merged
+        if "args" in below and above.get("name", below.get("name")) != below.get("name"):
+            del merged["args"]  # those of another network
+            below = dict(merged)
+            for known in [known for known in places if known[: len(path) + 1] == (*path, "args")]:
+                del places[known]
         for key, value in above.items():
             merged[key] = _merge(below.get(key), value, (*path, key), places)
         return merged

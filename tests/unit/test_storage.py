@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -121,3 +122,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
         folder.write_bytes("a.txt", b"new")
     assert folder.read_bytes("a.txt") == b"old"
     assert folder.names() == ["a.txt"]
+
+
+def test_compressed_files_are_kept_as_they_are(tmp_path: Path) -> None:
+    """pyarrow would compress and expand by the name's ending."""
+    packed = gzip.compress(b"content")
+    Folder.at(tmp_path).write_bytes("a.gz", packed)
+    assert (tmp_path / "a.gz").read_bytes() == packed
+    assert Folder.at(tmp_path).read_bytes("a.gz") == packed
