@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -26,6 +26,16 @@ from orchestrator.records import Progress
 from orchestrator.worker.task import WorkerTask
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How the training came to its end, and the checkpoint that became the model."""
+
+    outcome: Outcome
+    position: Position
+    best: Manifest | None
+    stopped_early: bool
 
 
 def finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Outcome) -> None:
@@ -53,8 +63,8 @@ def finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Outc
         )
         weights = model_state(attempt.parallel)
     if link.rank == 0:
-        position, early = attempt.position, attempt.stopped_early
-        _write(task, link, prepared, attempt.model, weights, test, outcome, position, best, early)
+        ending = _Ending(outcome, attempt.position, best, attempt.stopped_early)
+        _write(task, link, prepared, attempt.model, weights, test, ending)
 
 
 def finish_own(
@@ -69,8 +79,8 @@ def finish_own(
         test = _test(model, recipe, prepared, context.placement, precision, size)
     if link.rank == 0:
         weights = model.state_dict() if model is not None else None
-        best = context.store.best()
-        _write(task, link, prepared, model, weights, test, outcome, context.position, best, False)
+        ending = _Ending(outcome, context.position, context.store.best(), stopped_early=False)
+        _write(task, link, prepared, model, weights, test, ending)
 
 
 def _best_metrics(best: Manifest | None, step: int) -> dict[str, float]:
@@ -87,13 +97,11 @@ def _write(
     model: torch.nn.Module | None,
     weights: Mapping[str, torch.Tensor] | None,
     test: Evaluation | None,
-    outcome: Outcome,
-    position: Position,
-    best: Manifest | None,
-    stopped_early: bool,
+    ending: _Ending,
 ) -> None:
     """The model bundle and `result.json`. Rank 0 only."""
     manifest = prepared.manifest
+    position, best = ending.position, ending.best
     metrics = _best_metrics(best, position.step)
     if weights is not None:
         write_bundle(
@@ -117,9 +125,9 @@ def _write(
         "device": str(link.device),
         "step": position.step,
         "epoch": position.epoch,
-        "stopped_early": stopped_early,
+        "stopped_early": ending.stopped_early,
         "attempt": link.attempt,
-        "train": asdict(outcome),
+        "train": asdict(ending.outcome),
     }
     task.run.write_result(result)
 
