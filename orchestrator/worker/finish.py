@@ -61,7 +61,8 @@ def finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Outc
             attempt.precision,
             attempt.microbatch_size,
         )
-        weights = model_state(attempt.parallel)
+        # Copied: the state shares the model's memory, which gets its own weights back.
+        weights = {name: value.clone() for name, value in model_state(attempt.parallel).items()}
     if link.rank == 0:
         ending = _Ending(outcome, attempt.position, best, attempt.stopped_early)
         _write(task, link, prepared, attempt.model, weights, test, ending)
