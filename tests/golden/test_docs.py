@@ -27,7 +27,7 @@ SNIPPETS = blocks("yaml")
 
 def whole(snippet: str) -> dict[str, Any]:
     """A job spec with the sections of the snippet, and what it lacks."""
-    sections = yaml.safe_load(snippet)
+    sections: dict[str, Any] = yaml.safe_load(snippet)
     data = {"source": {"kind": "sklearn", "name": "digits"}, "target": "label"} | sections.get("data", {})
     if sections.get("train", {}).get("task") == "language_modeling":
         del data["target"]
