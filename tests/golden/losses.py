@@ -1,0 +1,104 @@
+"""The first training losses of the ready jobs, in one process and fp32: what `losses.json` holds, and how it is made.
+
+    python tests/golden/losses.py           # prints what is otherwise
+    python tests/golden/losses.py --write   # renews losses.json, after a change of the numbers that is meant
+
+Jobs on data of the user's own are left out. `char_lm` learns from other text than its own here, since the standard
+library's changes with each Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+JOBS = Path(__file__).parents[2] / "jobs"
+FILE = Path(__file__).with_name("losses.json")
+STEPS = 10
+TOLERANCE = 1e-3
+"""Relative. Other processors and versions of torch add in another order, and ten steps do not blow that up."""
+NAMES = (
+    "breast_cancer",
+    "char_lm",
+    "custom_model",
+    "diabetes",
+    "digits",
+    "linear_regression",
+    "moons_mlp",
+    "sentiment_lstm",
+)
+_SENTENCES = str(JOBS / "sentences.csv")
+_OVERRIDES: dict[str, dict[str, Any]] = {
+    "char_lm": {
+        "data.source": {"kind": "csv", "path": _SENTENCES},
+        "data.features": ["text"],
+        "data.text.length": 32,
+    },
+    "sentiment_lstm": {"data.source.path": _SENTENCES},
+}
+
+
+def first_losses(name: str, storage: Path) -> list[float]:
+    """The losses of the job's first steps, each over a whole global batch. Prepared data goes to `storage`.
+
+    On one thread and without early stopping; the user's own code stays in `sys.path`.
+    """
+    import torch
+
+    from orchestrator.data.prepare import prepare
+    from orchestrator.engine.attempt import start_attempt
+    from orchestrator.engine.link import WorkerLink
+    from orchestrator.engine.loop import train
+    from orchestrator.imports import add_search_paths
+    from orchestrator.runs.folder import RunFolder
+    from orchestrator.spec import load_spec
+    from orchestrator.storage import Folder
+    from orchestrator.worker import build_recipe, checkpoint_store
+
+    fixed = {"train.precision": "fp32", "train.max_steps": STEPS, "train.log_every_n_steps": 1}
+    loaded = load_spec(JOBS / f"{name}.yaml", overrides_dict=_OVERRIDES.get(name, {}) | fixed)
+    spec, folder = loaded.spec, Folder.at(storage)
+    add_search_paths(loaded.search_paths)
+    prepared = prepare(spec.data, task=spec.train.task, seed=spec.seed, storage=folder)
+    store = checkpoint_store(spec, RunFolder(folder, name, 1))
+    link = WorkerLink(attempt=store.begin_attempt())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train(start_attempt(build_recipe(spec, prepared), link, store, spec.checkpoint))
+    finally:
+        torch.set_num_threads(threads)
+    return [point.value for point in link.unacknowledged() if point.key == "train/loss"]
+
+
+def kept() -> dict[str, list[float]]:
+    """What `losses.json` holds, by job."""
+    found: dict[str, list[float]] = json.loads(FILE.read_text())
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="the first training losses of the ready jobs")
+    parser.add_argument("--write", action="store_true", help=f"renew {FILE.name}")
+    write = parser.parse_args().write
+    with tempfile.TemporaryDirectory() as storage:
+        found = {name: first_losses(name, Path(storage) / name) for name in NAMES}
+    if write:
+        rows = [f' "{name}": [{", ".join(f"{loss:.7g}" for loss in found[name])}]' for name in NAMES]
+        FILE.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+        return 0
+    worst = {
+        name: max(abs(new / old - 1) for new, old in zip(found[name], losses, strict=True))
+        for name, losses in kept().items()
+    }
+    for name, share in worst.items():
+        print(f"{name}: off by {share:.1e}{'' if share <= TOLERANCE else ', which is too much'}")
+    return int(max(worst.values()) > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
