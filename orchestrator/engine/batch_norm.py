@@ -25,7 +25,15 @@ def synchronize_batch_norm(model: torch.nn.Module, device: torch.device) -> torc
     compute in training changes. Every worker must run each layer equally often.
     """
     if device.type == "cuda":
+        frozen = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, BATCH_NORMS) and not any(one.requires_grad for one in module.parameters())
+        }
         converted: torch.nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        for name, layer in frozen.items():  # which take no batch's statistics at all
+            if name and layer.affine:
+                converted.set_submodule(name, layer)
         return converted
     for module in model.modules():
         if isinstance(module, BATCH_NORMS):

@@ -212,3 +212,13 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with pytest.raises(CheckpointError, match=r"groups of \[14\] parameters, and this one of \[12\]"):
         load_optimizer_state(model, torch.optim.SGD(trained, lr=0.1), saved)
+
+
+def test_a_frozen_batch_norm_is_not_synchronized_on_gpus() -> None:
+    """Only the conversion is looked at, which needs no GPU."""
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.BatchNorm1d(2)))
+    frozen = model[1][0]
+    frozen.requires_grad_(False)
+    converted = synchronize_batch_norm(model, torch.device("cuda"))
+    assert type(converted[0]) is nn.SyncBatchNorm
+    assert converted[1][0] is frozen
