@@ -34,7 +34,7 @@ class Cnn(nn.Module):
     """Blocks of 3×3 convolution, ReLU and 2×2 max pooling, then two linear layers.
 
     (n, C, H, W) → (n, num_outputs). Pooled to at most 4×4 before the linear layers, so that their size does
-    not grow with the image's.
+    not grow with the image's. `batch_norm` normalises after each convolution.
     """
 
     def __init__(
@@ -45,12 +45,17 @@ class Cnn(nn.Module):
         channels: Sequence[int] = (32, 64),
         hidden: int = 128,
         dropout: float = 0.0,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         in_channels, height, width = input_shape
         blocks: list[nn.Module] = []
         for out_channels in channels:
-            blocks += [nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.ReLU()]
+            # The norm takes the mean away, and with it a bias.
+            blocks.append(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=not batch_norm))
+            if batch_norm:
+                blocks.append(nn.BatchNorm2d(out_channels))
+            blocks.append(nn.ReLU())
             if min(height, width) >= 2:
                 blocks.append(nn.MaxPool2d(2))
                 height, width = height // 2, width // 2
