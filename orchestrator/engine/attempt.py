@@ -15,18 +15,17 @@ import torch
 
 from orchestrator.engine import collectives
 from orchestrator.engine.checkpoint import CheckpointStore
-from orchestrator.engine.clock import StepClock
-from orchestrator.engine.compression import TrafficMeter
-from orchestrator.engine.ema import Ema
-from orchestrator.engine.flops import peak_flops
+from orchestrator.engine.device.clock import StepClock
+from orchestrator.engine.device.flops import peak_flops
+from orchestrator.engine.device.precision import Precision, resolve_precision
+from orchestrator.engine.device.tiny_maps import speed_up_tiny_maps
 from orchestrator.engine.link import WorkerLink
-from orchestrator.engine.optim import build_optimizer
-from orchestrator.engine.parallel import bare, parallelize
-from orchestrator.engine.precision import Precision, resolve_precision
-from orchestrator.engine.recipe import Placement, Position, Recipe
-from orchestrator.engine.schedule import Scheduler
-from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
-from orchestrator.engine.sharded_state import (
+from orchestrator.engine.optim.ema import Ema
+from orchestrator.engine.optim.optimizer import build_optimizer
+from orchestrator.engine.optim.schedule import Scheduler
+from orchestrator.engine.optim.stopping import EarlyStopper
+from orchestrator.engine.parallel.compression import TrafficMeter
+from orchestrator.engine.parallel.state import (
     ema_state,
     load_ema_state,
     load_model_state,
@@ -34,8 +33,9 @@ from orchestrator.engine.sharded_state import (
     model_state,
     optimizer_state,
 )
-from orchestrator.engine.stopping import EarlyStopper
-from orchestrator.engine.tiny_maps import speed_up_tiny_maps
+from orchestrator.engine.parallel.wrap import bare, parallelize
+from orchestrator.engine.recipe import Placement, Position, Recipe
+from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
 from orchestrator.engine.trouble import StragglerWatch
 from orchestrator.engine.warmup import check_targets, probe_microbatch, settle, try_out
 from orchestrator.engine.window import StepWindow

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from orchestrator.engine import collectives
-from orchestrator.engine.stopping import is_better
+from orchestrator.engine.optim.stopping import is_better
 from orchestrator.errors import CheckpointError
 from orchestrator.storage import Folder
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from orchestrator.data.order import batch_indices, epoch_permutation
 from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.evaluate import evaluate
+from orchestrator.engine.objective.evaluate import evaluate
 from orchestrator.engine.profile import StepProfiler
 from orchestrator.engine.reporting import log_window, report
 from orchestrator.engine.step import train_step

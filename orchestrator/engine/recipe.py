@@ -13,7 +13,7 @@ from orchestrator.data.augment import augment
 from orchestrator.data.order import num_batches
 from orchestrator.data.pipeline import Pipeline
 from orchestrator.data.prepared import Part
-from orchestrator.engine.objective import Objective
+from orchestrator.engine.objective.objective import Objective
 from orchestrator.spec.data import Augmentation
 from orchestrator.spec.train import TrainSection
 

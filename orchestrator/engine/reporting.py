@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.clock import PHASES, peak_memory_bytes
+from orchestrator.engine.device.clock import PHASES, peak_memory_bytes
 from orchestrator.engine.window import Agreement
 from orchestrator.records import Point, Progress
 

@@ -10,9 +10,9 @@ import torch
 
 from orchestrator.data.order import rank_slice
 from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.gradients import clip_gradients, gradient_norm
-from orchestrator.engine.optim import add_l1
-from orchestrator.engine.parallel import no_sync
+from orchestrator.engine.optim.optimizer import add_l1
+from orchestrator.engine.parallel.gradients import clip_gradients, gradient_norm
+from orchestrator.engine.parallel.wrap import no_sync
 from orchestrator.engine.recipe import training_batch
 from orchestrator.engine.trouble import diverged, is_finite
 

@@ -17,9 +17,9 @@ import torch
 from orchestrator.data.order import rank_slice
 from orchestrator.engine import collectives
 from orchestrator.engine.causes import is_out_of_memory
-from orchestrator.engine.flops import forward_flops
+from orchestrator.engine.device.flops import forward_flops
+from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.link import WorkerLink
-from orchestrator.engine.precision import Precision
 from orchestrator.engine.recipe import Placement, Recipe, training_batch
 from orchestrator.engine.trouble import dead_parameters
 from orchestrator.errors import OrchestratorError, OutOfMemory, UserCodeError

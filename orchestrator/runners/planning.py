@@ -12,7 +12,7 @@ from orchestrator.runners.job import resolve_storage
 from orchestrator.runners.ray_start import check_fits, cluster_address, inside_ray_job
 
 if TYPE_CHECKING:
-    from orchestrator.engine.memory import MemoryEstimate
+    from orchestrator.engine.device.memory import MemoryEstimate
     from orchestrator.spec import JobSpec, LoadedSpec
 
 
@@ -55,7 +55,7 @@ def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
     Raises Infeasible where the workers can never fit, and what preparation and the model raise.
     """
     from orchestrator.data.prepare import prepare
-    from orchestrator.engine.memory import estimate_memory
+    from orchestrator.engine.device.memory import estimate_memory
     from orchestrator.imports import add_search_paths
     from orchestrator.worker import build_recipe
 

@@ -13,13 +13,13 @@ import torch
 from orchestrator.data.prepared import Prepared
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.checkpoint import Manifest
-from orchestrator.engine.evaluate import Evaluation, evaluate
+from orchestrator.engine.device.precision import Precision, resolve_precision
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import Outcome
+from orchestrator.engine.objective.evaluate import Evaluation, evaluate
 from orchestrator.engine.own import TrainContext
-from orchestrator.engine.precision import Precision, resolve_precision
+from orchestrator.engine.parallel.state import load_ema_state, load_model_state, model_state
 from orchestrator.engine.recipe import Placement, Position, Recipe
-from orchestrator.engine.sharded_state import load_ema_state, load_model_state, model_state
 from orchestrator.errors import CheckpointError
 from orchestrator.export.bundle import write_bundle
 from orchestrator.records import Progress

@@ -13,8 +13,8 @@ import torch
 from orchestrator.data.augment import check_augment
 from orchestrator.data.prepared import Manifest, Prepared
 from orchestrator.engine.checkpoint import CheckpointStore
-from orchestrator.engine.metrics import DEFAULTS, check_metrics
-from orchestrator.engine.objective import build_objective
+from orchestrator.engine.objective.metrics import DEFAULTS, check_metrics
+from orchestrator.engine.objective.objective import build_objective
 from orchestrator.engine.recipe import Recipe
 from orchestrator.errors import UsageError
 from orchestrator.models.build import build_model

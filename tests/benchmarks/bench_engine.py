@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from orchestrator.engine.precision import native_bf16
+from orchestrator.engine.device.precision import native_bf16
 from orchestrator.vision import import_torchvision
 from tests.benchmarks import engine_peers as peers
 from tests.benchmarks.engine_peers import CASES, Case, Stage, StepClock

@@ -12,7 +12,7 @@ import torch.multiprocessing
 
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import train
-from orchestrator.engine.sharded_state import model_state
+from orchestrator.engine.parallel.state import model_state
 from orchestrator.records import Point
 from tests.unit.engine_case import case_attempt, case_spec
 

@@ -16,17 +16,17 @@ import torch.multiprocessing
 from torch import nn
 
 from orchestrator.data.order import rank_slice
-from orchestrator.engine.compression import TrafficMeter, compress_gradients
-from orchestrator.engine.gradients import clip_gradients, gradient_norm
+from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.link import WorkerLink
-from orchestrator.engine.parallel import no_sync, parallelize, sharded
-from orchestrator.engine.precision import Precision
-from orchestrator.engine.sharded_state import (
+from orchestrator.engine.parallel.compression import TrafficMeter, compress_gradients
+from orchestrator.engine.parallel.gradients import clip_gradients, gradient_norm
+from orchestrator.engine.parallel.state import (
     load_model_state,
     load_optimizer_state,
     model_state,
     optimizer_state,
 )
+from orchestrator.engine.parallel.wrap import no_sync, parallelize, sharded
 from orchestrator.spec.train import Parallel
 
 STEPS = 4

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from orchestrator.engine.ema import Ema
+from orchestrator.engine.optim.ema import Ema
 from orchestrator.errors import CheckpointError
 from tests.unit.sharding import gathered, one_rank, sharded
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from orchestrator.data.pipeline import Pipeline
 from orchestrator.data.prepare import prepare
 from orchestrator.data.prepared import Batch, Prepared
-from orchestrator.engine import evaluate as module
-from orchestrator.engine.evaluate import Evaluation, evaluate
-from orchestrator.engine.objective import Objective, build_objective
-from orchestrator.engine.precision import Precision
+from orchestrator.engine.device.precision import Precision
+from orchestrator.engine.objective import evaluate as module
+from orchestrator.engine.objective.evaluate import Evaluation, evaluate
+from orchestrator.engine.objective.objective import Objective, build_objective
 from orchestrator.engine.recipe import Placement
 from orchestrator.spec.data import DataSection
 from orchestrator.spec.train import Loss

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.engine.ema import Ema
-from orchestrator.engine.memory import estimate_memory
-from orchestrator.engine.optim import build_optimizer
+from orchestrator.engine.device.memory import estimate_memory
+from orchestrator.engine.optim.ema import Ema
+from orchestrator.engine.optim.optimizer import build_optimizer
 from orchestrator.worker import build_recipe
 from tests.unit.engine_case import case_data, case_spec
 

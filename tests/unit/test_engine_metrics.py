@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from orchestrator.engine import collectives
-from orchestrator.engine import metrics as module
-from orchestrator.engine.metrics import DEFAULTS, FITTING, MetricSet, check_metrics
+from orchestrator.engine.objective import metrics as module
+from orchestrator.engine.objective.metrics import DEFAULTS, FITTING, MetricSet, check_metrics
 from orchestrator.errors import UsageError, UserCodeError
 from orchestrator.vision import prepare_torchvision
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from orchestrator.engine.objective import Objective, build_objective
+from orchestrator.engine.objective.objective import Objective, build_objective
 from orchestrator.errors import DataError, UsageError, UserCodeError
 from orchestrator.spec.train import Loss
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.engine.optim import add_l1, build_optimizer
+from orchestrator.engine.optim.optimizer import add_l1, build_optimizer
 from orchestrator.errors import UsageError
 from orchestrator.spec.train import TrainSection
 from tests.unit.sharding import gathered, one_rank, sharded

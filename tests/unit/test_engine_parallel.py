@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.engine.batch_norm import synchronize_batch_norm
-from orchestrator.engine.compression import TrafficMeter
-from orchestrator.engine.gradients import clip_gradients, gradient_norm
+from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.link import WorkerLink
-from orchestrator.engine.parallel import bare, no_sync, parallelize, sharded
-from orchestrator.engine.precision import Precision
-from orchestrator.engine.recompute import parts_of, recompute_activations
-from orchestrator.engine.sharded_state import (
+from orchestrator.engine.parallel.batch_norm import synchronize_batch_norm
+from orchestrator.engine.parallel.compression import TrafficMeter
+from orchestrator.engine.parallel.gradients import clip_gradients, gradient_norm
+from orchestrator.engine.parallel.recompute import parts_of, recompute_activations
+from orchestrator.engine.parallel.state import (
     load_model_state,
     load_optimizer_state,
     model_state,
     optimizer_state,
 )
+from orchestrator.engine.parallel.wrap import bare, no_sync, parallelize, sharded
 from orchestrator.errors import CheckpointError, UsageError
 from orchestrator.spec.train import Parallel
 

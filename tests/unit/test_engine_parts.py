@@ -10,8 +10,8 @@ import torch
 
 from orchestrator.engine.causes import cause_of, describe
 from orchestrator.engine.link import WorkerLink
+from orchestrator.engine.optim.stopping import EarlyStopper, is_better
 from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
-from orchestrator.engine.stopping import EarlyStopper, is_better
 from orchestrator.engine.window import StepWindow
 from orchestrator.errors import DataError
 from orchestrator.records import Letter, Point, Reply

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as reference
 
-from orchestrator.engine.schedule import Scheduler, learning_rate_factor
+from orchestrator.engine.optim.schedule import Scheduler, learning_rate_factor
 from orchestrator.errors import UsageError
 from orchestrator.spec.optim import Schedule
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from orchestrator.engine.tiny_maps import speed_up_tiny_maps
+from orchestrator.engine.device.tiny_maps import speed_up_tiny_maps
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
-from orchestrator.engine.memory import estimate_memory
+from orchestrator.engine.device.memory import estimate_memory
 from orchestrator.errors import Infeasible
 from orchestrator.runners.planning import make_plan, share_sizes
 from orchestrator.runners.ray_start import check_fits

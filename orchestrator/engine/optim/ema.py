@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from orchestrator.engine.gradients import local
-from orchestrator.engine.optim import clean_name
-from orchestrator.engine.parallel import sharded
+from orchestrator.engine.optim.optimizer import clean_name
+from orchestrator.engine.parallel.gradients import local
+from orchestrator.engine.parallel.wrap import sharded
 from orchestrator.errors import CheckpointError
 
 _STATISTICS = ("running_mean", "running_var")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.engine.precision import Precision
+from orchestrator.engine.device.precision import Precision
 
 _PEAK_TFLOPS: dict[str, dict[str, float]] = {
     # Dense figures of NVIDIA's data sheets, without sparsity: tensor cores, and fp32 without them.

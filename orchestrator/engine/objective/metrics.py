@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from orchestrator.engine import collectives
-from orchestrator.engine.losses import IGNORED
-from orchestrator.engine.metric_classes import (
+from orchestrator.engine.objective.losses import IGNORED
+from orchestrator.engine.objective.metric_classes import (
     auroc_class,
     function_metric_class,
     merge_over_ranks,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from orchestrator.engine.ema import averaged_tensors
+from orchestrator.engine.optim.ema import averaged_tensors
 from orchestrator.engine.seed import seed_everything
 
 if TYPE_CHECKING:

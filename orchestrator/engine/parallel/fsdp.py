@@ -16,11 +16,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 # Private, but torch has no public default that one could build on for `set_custom_all_gather`.
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
-from orchestrator.engine.batch_norm import BATCH_NORMS, has_batch_norm
-from orchestrator.engine.compression import TrafficMeter
+from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.link import WorkerLink
-from orchestrator.engine.precision import Precision
-from orchestrator.engine.recompute import parts_of
+from orchestrator.engine.parallel.batch_norm import BATCH_NORMS, has_batch_norm
+from orchestrator.engine.parallel.compression import TrafficMeter
+from orchestrator.engine.parallel.recompute import parts_of
 from orchestrator.errors import UsageError
 from orchestrator.spec.train import Parallel
 

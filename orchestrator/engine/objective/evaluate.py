@@ -14,9 +14,9 @@ from orchestrator.data.order import rank_slice
 from orchestrator.data.pipeline import Pipeline
 from orchestrator.data.prepared import Part
 from orchestrator.engine import collectives
-from orchestrator.engine.metrics import MetricSet
-from orchestrator.engine.objective import Objective
-from orchestrator.engine.precision import Precision
+from orchestrator.engine.device.precision import Precision
+from orchestrator.engine.objective.metrics import MetricSet
+from orchestrator.engine.objective.objective import Objective
 from orchestrator.engine.recipe import Placement
 
 _MOST_PAIRS = 2000

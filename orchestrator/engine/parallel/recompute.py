@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from orchestrator.engine.batch_norm import BATCH_NORMS
+from orchestrator.engine.parallel.batch_norm import BATCH_NORMS
 
 
 def parts_of(model: nn.Module) -> list[nn.Module]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from orchestrator.engine.gradients import is_sharded, local
+from orchestrator.engine.parallel.gradients import is_sharded, local
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.engine import collectives
-from orchestrator.engine.ema import Ema
-from orchestrator.engine.parallel import bare, sharded
+from orchestrator.engine.optim.ema import Ema
+from orchestrator.engine.parallel.wrap import bare, sharded
 from orchestrator.errors import CheckpointError
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from orchestrator.engine import losses
-from orchestrator.engine.losses import (
+from orchestrator.engine.objective import losses
+from orchestrator.engine.objective.losses import (
     FITTING_TASKS,
     IGNORED,
     SETTINGS,

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from orchestrator.engine.batch_norm import synchronize_batch_norm
-from orchestrator.engine.compression import TrafficMeter, compress_gradients
+from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.link import WorkerLink
-from orchestrator.engine.precision import Precision
-from orchestrator.engine.recompute import recompute_activations
+from orchestrator.engine.parallel.batch_norm import synchronize_batch_norm
+from orchestrator.engine.parallel.compression import TrafficMeter, compress_gradients
+from orchestrator.engine.parallel.recompute import recompute_activations
 from orchestrator.errors import UsageError
 from orchestrator.spec.train import Parallel
 
@@ -50,7 +50,7 @@ def parallelize(
     if not several:
         return model
     if section.strategy == "fsdp":
-        from orchestrator.engine.fsdp import shard  # takes a second to import
+        from orchestrator.engine.parallel.fsdp import shard  # takes a second to import
 
         return shard(model, section, link, precision, meter)
     parallel = DistributedDataParallel(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.engine.stopping import is_better
+from orchestrator.engine.optim.stopping import is_better
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:

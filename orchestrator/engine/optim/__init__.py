@@ -1,0 +1,1 @@
+"""How weights change: optimizers, schedules, averages, and when to stop. Imports: torch."""
