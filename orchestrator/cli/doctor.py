@@ -36,9 +36,9 @@ def doctor(
     """
     import os
 
-    from orchestrator.runners.checks import Places
-    from orchestrator.runners.doctor import examine
-    from orchestrator.runners.job_client import job_address
+    from orchestrator.runners.checkup.checks import Places
+    from orchestrator.runners.checkup.doctor import examine
+    from orchestrator.runners.submission.client import job_address
     from orchestrator.tracking.links import resolve_tracking_uri
 
     named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")

@@ -42,7 +42,7 @@ def list_(
 
 def _described(address: str | None, storage: str | None) -> list[dict[str, Any]]:
     if address is not None:
-        from orchestrator.runners import jobs
+        from orchestrator.runners.submission import jobs
 
         return jobs.list_jobs(address)
     from orchestrator.runs.folder import list_runs

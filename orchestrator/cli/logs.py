@@ -43,7 +43,7 @@ def logs(
                 "a cluster's job has one log",
                 "leave --rank and --attempt out, or name the run's folder with --storage",
             )
-        from orchestrator.runners import jobs
+        from orchestrator.runners.submission import jobs
 
         for text in jobs.follow_logs(found, name, follow):
             typer.echo(text, nl=False)

@@ -38,7 +38,7 @@ def run(
 
     Example: orchestrator run jobs/digits.yaml train.max_epochs=3
     """
-    from orchestrator.runners.job_package import load_job_secrets
+    from orchestrator.runners.submission.package import load_job_secrets
 
     load_job_secrets()
     from orchestrator.cli.display import observer_for

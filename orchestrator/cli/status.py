@@ -45,7 +45,7 @@ def status(
 
 def _described(address: str | None, storage: str | None, name: str) -> dict[str, Any]:
     if address is not None:
-        from orchestrator.runners import jobs
+        from orchestrator.runners.submission import jobs
 
         return jobs.job_status(address, name)
     from orchestrator.runs.folder import find_run

@@ -26,7 +26,7 @@ def stop(name: RunArgument, address: AddressOption = None, storage: StorageOptio
     """
     found = find_address(address, storage)
     if found is not None:
-        from orchestrator.runners import jobs
+        from orchestrator.runners.submission import jobs
 
         jobs.stop_job(found, name)
         typer.echo(f"{name}: asked to stop")

@@ -34,8 +34,8 @@ def submit(
 
     Example: orchestrator submit jobs/digits.yaml train.max_epochs=3 --address http://HEAD:8265
     """
-    from orchestrator.runners import jobs
-    from orchestrator.runners.job_client import job_address
+    from orchestrator.runners.submission import jobs
+    from orchestrator.runners.submission.client import job_address
     from orchestrator.spec import load_spec
 
     target = job_address(address)
@@ -61,7 +61,7 @@ def submit(
 
 
 def _follow(address: str, job_id: str, *, quiet: bool) -> int:
-    from orchestrator.runners import jobs
+    from orchestrator.runners.submission import jobs
 
     told = end = ""
     while not quiet and (status := jobs.job_status(address, job_id))["state"] == "PENDING":

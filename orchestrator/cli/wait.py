@@ -32,7 +32,7 @@ def wait(
     """
     found = find_address(address, storage)
     if found is not None:
-        from orchestrator.runners import jobs
+        from orchestrator.runners.submission import jobs
 
         try:
             code = jobs.wait_job(found, name, timeout)

@@ -26,7 +26,7 @@ from orchestrator.runners import verdicts
 from orchestrator.runners.books import close_books, journal_folder
 from orchestrator.runners.environment import environment
 from orchestrator.runners.job import Job, resolve_job, search_paths
-from orchestrator.runners.ray_start import (
+from orchestrator.runners.ray_workers.start import (
     check_fits,
     start_ray,
     submission_id,
@@ -175,7 +175,7 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, wat
         if job.inline:
             status = run_inline(task, desk)
         else:
-            from orchestrator.runners.ray_train import run_ray_train
+            from orchestrator.runners.ray_workers.train import run_ray_train
 
             status = run_ray_train(task, desk, embedded=job.embedded)
     except KeyboardInterrupt:

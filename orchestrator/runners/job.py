@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError
-from orchestrator.runners.ray_start import cluster_address, inside_ray_job
+from orchestrator.runners.ray_workers.start import cluster_address, inside_ray_job
 from orchestrator.storage import Folder
 from orchestrator.tracking.links import resolve_tracking_uri
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.runners.job import resolve_storage
-from orchestrator.runners.ray_start import check_fits, cluster_address, inside_ray_job
+from orchestrator.runners.ray_workers.start import check_fits, cluster_address, inside_ray_job
 
 if TYPE_CHECKING:
     from orchestrator.engine.device.memory import MemoryEstimate
@@ -118,7 +118,7 @@ def _resources(address: str | None) -> tuple[str, dict[str, float], dict[str, fl
         if torch.cuda.is_available():
             here["GPU"] = float(torch.cuda.device_count())
         return _HERE, here, {**here, "memory": float(psutil.virtual_memory().available)}
-    from orchestrator.runners.ray_start import connected_resources
+    from orchestrator.runners.ray_workers.start import connected_resources
 
     return connected_resources(address)
 

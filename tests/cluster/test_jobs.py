@@ -16,8 +16,8 @@ import requests
 from orchestrator.errors import UsageError
 from orchestrator.monitor.progress_lines import format_progress, format_verdict
 from orchestrator.records import Progress, Verdict
-from orchestrator.runners import jobs
-from orchestrator.runners.job_package import JobPackage, package_job
+from orchestrator.runners.submission import jobs
+from orchestrator.runners.submission.package import JobPackage, package_job
 from orchestrator.spec import load_spec
 from tests.cluster.conftest import Head
 
@@ -82,7 +82,7 @@ def test_a_job_sees_its_secrets_and_ray_shows_them_to_nobody(
     code = """
 import hashlib, os
 import orchestrator.data
-from orchestrator.runners.jobs import load_job_secrets
+from orchestrator.runners.submission.jobs import load_job_secrets
 print("before", "API_TOKEN" in os.environ)
 print("names", sorted(load_job_secrets()))
 for name in ("API_TOKEN", "STANDIN_TOKEN", "SECOND"):

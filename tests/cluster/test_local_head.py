@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.runners import jobs
-from orchestrator.runners.job_package import JobPackage
+from orchestrator.runners.submission import jobs
+from orchestrator.runners.submission.package import JobPackage
 from tests.cluster.conftest import Head, end_with_all_children, free_ports, head_environment, wait_until_up
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "local-head.sh"
@@ -64,8 +64,8 @@ def test_a_local_head_serves_jobs_and_leaves_nothing(short_folder: Path) -> None
 
 
 def test_the_doctor_compares_versions_with_the_cluster(ray_head: Head, tmp_path: Path) -> None:
-    from orchestrator.runners.checks import Places
-    from orchestrator.runners.doctor import examine
+    from orchestrator.runners.checkup.checks import Places
+    from orchestrator.runners.checkup.doctor import examine
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     answers, *_ = examine(Places(str(tmp_path), uri, ray_head.address), names=["ray"], timeout_s=60)

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
-from orchestrator.runners import jobs
+from orchestrator.runners.submission import jobs
 from tests.cluster.conftest import Head
 
 

@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 import orchestrator
-from orchestrator.runners import jobs
+from orchestrator.runners.submission import jobs
 from orchestrator.runs.folder import RunFolder, list_runs
 from orchestrator.storage import Folder
 from tests.cluster.conftest import Head

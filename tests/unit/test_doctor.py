@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
 from orchestrator.errors import UsageError
-from orchestrator.runners import checks
-from orchestrator.runners.checks import Finding, Places
-from orchestrator.runners.doctor import CHECKS, examine
+from orchestrator.runners.checkup import checks
+from orchestrator.runners.checkup.checks import Finding, Places
+from orchestrator.runners.checkup.doctor import CHECKS, examine
 from orchestrator.storage import Folder
 
 Server = Callable[..., str]
@@ -238,7 +238,7 @@ def test_the_exit_code_tells_of_failures_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: checks.Level, code: int
 ) -> None:
     found = [Finding("clock", "ok", "on time"), Finding("ray", level, "so so", "do this")]
-    monkeypatch.setattr("orchestrator.runners.doctor.examine", lambda _: found)
+    monkeypatch.setattr("orchestrator.runners.checkup.doctor.examine", lambda _: found)
     arguments = ["doctor", "--storage", str(tmp_path)]
     text = CliRunner().invoke(app, arguments)
     data = CliRunner().invoke(app, [*arguments, "-o", "json"])

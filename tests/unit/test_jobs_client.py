@@ -11,9 +11,9 @@ import pytest
 
 from orchestrator.errors import UsageError
 from orchestrator.records import Verdict
-from orchestrator.runners import jobs
-from orchestrator.runners.job_client import connect, job_address, last_line
-from orchestrator.runners.jobs import exit_code_of, new_submission_id
+from orchestrator.runners.submission import jobs
+from orchestrator.runners.submission.client import connect, job_address, last_line
+from orchestrator.runners.submission.jobs import exit_code_of, new_submission_id
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import UsageError
-from orchestrator.runners.job_package import JobPackage, load_job_secrets, package_job, secrets_module
+from orchestrator.runners.submission.package import JobPackage, load_job_secrets, package_job, secrets_module
 from orchestrator.spec import load_spec
 
 SPEC = """

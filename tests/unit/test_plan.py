@@ -12,7 +12,7 @@ from orchestrator.cli.app import app
 from orchestrator.engine.device.memory import estimate_memory
 from orchestrator.errors import Infeasible
 from orchestrator.runners.planning import make_plan, share_sizes
-from orchestrator.runners.ray_start import check_fits
+from orchestrator.runners.ray_workers.start import check_fits
 from orchestrator.spec.model import ModelSection
 from orchestrator.worker import build_recipe
 from tests.unit.engine_case import SPEC, case_data, case_spec

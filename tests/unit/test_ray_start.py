@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from orchestrator.runners.ray_start import NoCluster, connected_resources
+from orchestrator.runners.ray_workers.start import NoCluster, connected_resources
 
 
 def test_an_address_where_nothing_listens_is_told_at_once() -> None:

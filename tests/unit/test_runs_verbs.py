@@ -268,8 +268,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         stop_job=lambda *arguments: calls.append(arguments),
         wait_job=wait_job,
     )
-    monkeypatch.setitem(sys.modules, "orchestrator.runners.jobs", fake)
-    monkeypatch.setattr("orchestrator.runners.jobs", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "orchestrator.runners.submission.jobs", fake)
+    monkeypatch.setattr("orchestrator.runners.submission.jobs", fake, raising=False)
     return calls
 
 

@@ -32,7 +32,7 @@ SECRETS_MODULE = "orchestrator_job_secrets"
 _SECRETS_FILE = "values.json"
 _STOP_MARGIN_S = 15  # beyond stop_grace: for the driver to record the run's end
 _SHORTEST_SECRET = 4  # shorter values turn up by chance
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
 _FORWARDED = ("ORCHESTRATOR_STORAGE", "MLFLOW_TRACKING_URI")
 
 

@@ -26,8 +26,8 @@ from orchestrator.errors import NOT_RETRIED, OrchestratorError, PlacementError
 from orchestrator.records import Failure, Letter, Reply
 from orchestrator.runners.desk import Desk
 from orchestrator.runners.environment import environment
-from orchestrator.runners.mailbox import Mailbox
-from orchestrator.runners.ray_retry import NoRetry, WorkerFailed
+from orchestrator.runners.ray_workers.mailbox import Mailbox
+from orchestrator.runners.ray_workers.retry import NoRetry, WorkerFailed
 from orchestrator.spec import JobSpec
 from orchestrator.worker import WorkerTask, train_worker
 

@@ -1,6 +1,6 @@
 """Checks of `orchestrator doctor` that load torch or Ray. Each yields findings, and may hang or raise.
 
-Imports: torch and ray inside functions; checks, job_client.
+Imports: torch and ray inside functions; checks, submission.client.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.runners.checks import Finding, Places, memory_total_bytes
+from orchestrator.runners.checkup.checks import Finding, Places, memory_total_bytes
 
 _REDUCED_BYTES = 16 * 2**20
 _REDUCTIONS = 5
@@ -154,7 +154,7 @@ def _local_ray() -> Iterator[Finding]:
 
 
 def _cluster(address: str) -> Iterator[Finding]:
-    from orchestrator.runners.job_client import connect
+    from orchestrator.runners.submission.client import connect
 
     client = connect(address)
     answer = client._do_request("GET", "/api/v0/cluster_metadata", timeout=5).json()["data"]

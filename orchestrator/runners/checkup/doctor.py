@@ -1,6 +1,6 @@
 """`orchestrator doctor`'s engine: every check in a process of its own, so that a hang or a crash is a finding.
 
-Run as `python -m orchestrator.runners.doctor CHECK` it does one check of the places that stdin
+Run as `python -m orchestrator.runners.checkup.doctor CHECK` it does one check of the places that stdin
 names, and prints its findings; both in JSON.
 Imports: the checks, errors, the standard library; heavy packages only inside the checks' processes.
 """
@@ -19,17 +19,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.runners import checks, checks_heavy
-from orchestrator.runners.checks import Check, Finding, Places
+from orchestrator.runners.checkup import checks, heavy
+from orchestrator.runners.checkup.checks import Check, Finding, Places
 
 CHECKS: dict[str, Check] = {
     "packages": checks.packages,
-    "torch": checks_heavy.torch_operators,
-    "devices": checks_heavy.devices,
-    "collectives": checks_heavy.collectives,
+    "torch": heavy.torch_operators,
+    "devices": heavy.devices,
+    "collectives": heavy.collectives,
     "storage": checks.storage,
     "tracking": checks.tracking,
-    "ray": checks_heavy.ray_answers,
+    "ray": heavy.ray_answers,
     "auth": checks.auth,
     "shared memory": checks.shared_memory,
     "open files": checks.open_files,
@@ -52,9 +52,9 @@ def examine(
 
 
 def _in_own_process(name: str, places: Places, timeout_s: float) -> list[Finding]:
-    command = [sys.executable, "-m", "orchestrator.runners.doctor", name]
+    command = [sys.executable, "-m", "orchestrator.runners.checkup.doctor", name]
     # The parent's own search path, so that the check runs from a source tree as well.
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     process = subprocess.Popen(
         command,

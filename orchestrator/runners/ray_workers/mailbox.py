@@ -1,4 +1,4 @@
-"""The mailbox between workers and driver: a plain class that `ray_train` makes an actor of. Imports: records.
+"""The mailbox between workers and driver: a plain class that `train` makes an actor of. Imports: records.
 
 Its process loads nothing else: it is up at once and small.
 """

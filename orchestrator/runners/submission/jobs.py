@@ -1,7 +1,7 @@
 """Jobs on a Ray cluster, through Ray's own Jobs API: submit, list, look, follow, stop, wait.
 
 What the API cannot tell (the run's own exit code, its progress) is read from the job's log, as
-`monitor.progress_lines` writes it. Imports: ray inside functions; job_client, job_package, monitor, spec.
+`monitor.progress_lines` writes it. Imports: ray inside functions; client, package, monitor, spec.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.monitor.progress_lines import parse_progress, parse_verdict
 from orchestrator.records import Verdict
-from orchestrator.runners.job_client import (
+from orchestrator.runners.submission.client import (
     ENDED,
     OutOfReach,
     ask,
@@ -29,7 +29,7 @@ from orchestrator.runners.job_client import (
     log_tail,
     why_never_started,
 )
-from orchestrator.runners.job_package import JobPackage, load_job_secrets, package_job, secrets_module
+from orchestrator.runners.submission.package import JobPackage, load_job_secrets, package_job, secrets_module
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

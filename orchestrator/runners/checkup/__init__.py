@@ -1,0 +1,1 @@
+"""What `orchestrator doctor` looks at, on this machine and on a cluster."""
