@@ -20,6 +20,7 @@ from orchestrator.engine.device.flops import peak_flops
 from orchestrator.engine.device.precision import Precision, resolve_precision
 from orchestrator.engine.device.tiny_maps import speed_up_tiny_maps
 from orchestrator.engine.link import WorkerLink
+from orchestrator.engine.microbatch import microbatch_limit, note_microbatch
 from orchestrator.engine.optim.ema import Ema
 from orchestrator.engine.optim.optimizer import build_optimizer
 from orchestrator.engine.optim.schedule import Scheduler
@@ -185,11 +186,13 @@ def start_attempt(
         speed_up_tiny_maps(model)
     if train.compile:
         _compile(model, link, lambda: try_out(recipe, model, placement, count=False))
-    limit = collectives.broadcast_object(store.microbatch_limit() if link.rank == 0 else None)
+    limit = collectives.broadcast_object(microbatch_limit(store.folder) if link.rank == 0 else None)
     if train.parallel.strategy == "fsdp":  # whose forward pass is collective: a rank cannot try alone
         size = min(train.microbatch_size or train.global_batch_size, limit or train.global_batch_size)
     else:
         size = probe_microbatch(recipe, model, placement, precision, link, limit)
+    if link.rank == 0:
+        note_microbatch(store.folder, size)
     clock, meter = StepClock(link.device), TrafficMeter()
     parallel = parallelize(model, train.parallel, link, precision, meter)
     model = bare(parallel)

@@ -30,7 +30,6 @@ _log = logging.getLogger(__name__)
 _STATE = "state.pt"
 _MANIFEST = "manifest.json"
 _FENCE = "attempt.json"
-_MICROBATCH = "microbatch.json"
 
 
 @dataclass(frozen=True)
@@ -64,15 +63,6 @@ class CheckpointStore:
         attempt = int((self.folder.read_json(_FENCE) or {"attempt": 0})["attempt"]) + 1
         self.folder.write_json(_FENCE, {"attempt": attempt})
         return attempt
-
-    def microbatch_limit(self) -> int | None:
-        """How many samples at once an earlier attempt that ran out of memory left; None where none did."""
-        found = self.folder.read_json(_MICROBATCH)
-        return int(found["limit"]) if found else None
-
-    def limit_microbatch(self, limit: int) -> None:
-        """Let later attempts compute no more than `limit` samples at once. Any rank may say so."""
-        self.folder.write_json(_MICROBATCH, {"limit": limit})
 
     def save(
         self,

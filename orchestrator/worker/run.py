@@ -23,6 +23,7 @@ from orchestrator.engine.causes import cause_of, describe, is_out_of_memory, men
 from orchestrator.engine.checkpoint import CheckpointStore
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import Outcome, train
+from orchestrator.engine.microbatch import halve_microbatch
 from orchestrator.engine.own import TrainContext, run_own
 from orchestrator.engine.profile import StepProfiler
 from orchestrator.engine.recipe import Placement, Recipe
@@ -56,6 +57,8 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
     add_search_paths(task.search_paths)
     torch.set_num_threads(max(1, int(spec.resources.per_worker()["CPU"])))
     keep_freed_memory()
+    if spec.train.deterministic:  # before CUDA starts: cuBLAS needs it to give the same bits twice
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     store = checkpoint_store(spec, run)
     try:
         link.attempt = collectives.broadcast_object(store.begin_attempt() if link.rank == 0 else None)
@@ -133,9 +136,8 @@ def _halving(attempt: Attempt) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        if attempt.microbatch_size == 1:
+        if not halve_microbatch(attempt.store.folder):
             raise too_large(1) from error
-        attempt.store.limit_microbatch(attempt.microbatch_size // 2)
         raise
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import ray
 from ray.train import UserCallback
 
+from orchestrator.engine.microbatch import halve_microbatch
 from orchestrator.errors import Cause, OrchestratorError
+from orchestrator.storage import Folder
 
 
 class WorkerFailed(OrchestratorError):
@@ -27,10 +29,15 @@ class WorkerFailed(OrchestratorError):
 
 
 class NoRetry(UserCallback):  # type: ignore[misc]
-    """Keeps Ray from repeating what cannot get better: raising here makes an error final."""
+    """Keeps Ray from repeating what cannot get better: raising here makes an error final.
 
-    def __init__(self, mailbox: Any) -> None:
+    A worker that was killed for want of memory could say nothing itself: the next attempt computes half as many
+    samples at once.
+    """
+
+    def __init__(self, mailbox: Any, checkpoints: Folder) -> None:
         self._mailbox = mailbox
+        self._checkpoints = checkpoints
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         for rank, error in worker_exceptions.items():
@@ -39,6 +46,14 @@ class NoRetry(UserCallback):  # type: ignore[misc]
                 raise RuntimeError(
                     f"rank {rank} failed ({failed.worker_cause}), which is not retried: {failed}"
                 )
+        if any(killed_for_memory(error) for error in worker_exceptions.values()):
+            with contextlib.suppress(OSError):
+                halve_microbatch(self._checkpoints)
         with contextlib.suppress(ray.exceptions.RayError):
             if ray.get(self._mailbox.ending.remote(), timeout=10):
                 raise RuntimeError("the run is being stopped: no retry")
+
+
+def killed_for_memory(error: Exception) -> bool:
+    """Whether Ray's memory monitor killed the worker, or Ray knows that the system did."""
+    return isinstance(error, ray.exceptions.OutOfMemoryError) or "OUT_OF_MEMORY" in str(error)

@@ -27,7 +27,7 @@ from orchestrator.records import Failure, Letter, Reply
 from orchestrator.runners.desk import Desk
 from orchestrator.runners.environment import environment
 from orchestrator.runners.ray_workers.mailbox import Mailbox
-from orchestrator.runners.ray_workers.retry import NoRetry, WorkerFailed
+from orchestrator.runners.ray_workers.retry import NoRetry, WorkerFailed, killed_for_memory
 from orchestrator.spec import JobSpec
 from orchestrator.worker import WorkerTask, train_worker
 
@@ -166,7 +166,7 @@ def _fit(task: WorkerTask, mailbox: Any, outcome: dict[str, Any], *, embedded: b
                 storage_path=ray_folder.path,
                 storage_filesystem=ray_folder.filesystem,
                 failure_config=FailureConfig(max_failures=failures, controller_failure_limit=failures),
-                callbacks=[NoRetry(mailbox)],
+                callbacks=[NoRetry(mailbox, task.run.checkpoints)],
                 logging_config=LoggingConfig(log_level="CRITICAL"),
             ),
         )
@@ -205,6 +205,18 @@ class RunFailed(OrchestratorError):
 def _explain(error: Exception, start_timeout_s: float) -> OrchestratorError:
     """What Ray's error means for us. A rank whose process died could not report; Ray saw it."""
     for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
+        if killed_for_memory(failure):
+            return RunFailed(
+                f"the process of rank {rank} was killed: its node has no memory left",
+                Failure(
+                    rank=rank,
+                    attempt=0,
+                    time_s=0.0,
+                    error="the worker was killed since its node had no memory left",
+                    cause="out of memory",
+                    mend="lower train.microbatch_size (the global batch stays), or give the workers more memory",
+                ),
+            )
         if isinstance(failure, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
             return RunFailed(
                 f"the process of rank {rank} died",
