@@ -17,16 +17,14 @@ def log_window(attempt: Attempt, agreement: Agreement, phases: Mapping[str, floa
     every = recipe.train.log_every_n_steps
     newest = agreement.records[-1]
     points = [
-        point
+        Point("train/loss", record.loss, record.step, record.timestamp_ms)
         for record in agreement.records
         if record.step % every == 0
-        for point in (
-            Point("train/loss", record.loss, record.step, record.timestamp_ms),
-            Point("train/lr", record.lr, record.step, record.timestamp_ms),
-        )
     ]
-    for name, value in _pace(attempt, agreement, phases).items():
-        points.append(Point(f"perf/{name}", value, newest.step, newest.timestamp_ms))
+    # What changes little, or is known beforehand, once per window: each point costs the driver's CPU time.
+    once = {"train/lr": newest.lr}
+    once |= {f"perf/{name}": value for name, value in _pace(attempt, agreement, phases).items()}
+    points += [Point(key, value, newest.step, newest.timestamp_ms) for key, value in once.items()]
     link.log_points(points)
     slow = attempt.stragglers.update(agreement.rank_seconds)
     if slow is not None:

@@ -71,7 +71,7 @@ class Tracker:
                 )
 
     @classmethod
-    def open(cls, journal_folder: Path, sink: Sink, *, interval_s: float = 1.0) -> Tracker:
+    def open(cls, journal_folder: Path, sink: Sink, *, interval_s: float = 2.0) -> Tracker:
         """Open a run's journal, and ship what an earlier process left in it; then every `interval_s` seconds.
 
         Raises JournalBusy where another process has it open, TrackingError where it cannot be written.
