@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
-from pydantic_core import CoreSchema
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.spec.base import OBJECT_PATH, Duration, ObjectPath, Section
 from orchestrator.spec.optim import AdamW, Ema, Optimizer, Schedule
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic_core import CoreSchema
 
 LOSSES = ("cross_entropy", "focal", "bce", "mse", "l1", "huber")
 METRICS = (
