@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -61,8 +62,9 @@ def finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Outc
             attempt.precision,
             attempt.microbatch_size,
         )
-        # Copied: the state shares the model's memory, which gets its own weights back.
-        weights = {name: value.clone() for name, value in model_state(attempt.parallel).items()}
+        weights = model_state(attempt.parallel)
+        if attempt.ema:  # the state shares the model's memory, which gets its own weights back
+            weights = copy.deepcopy(weights)
     if link.rank == 0:
         ending = _Ending(outcome, attempt.position, best, attempt.stopped_early)
         _write(task, link, prepared, attempt.model, weights, test, ending)

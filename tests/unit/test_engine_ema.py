@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.optim.ema import Ema
 from orchestrator.errors import CheckpointError
+from orchestrator.runs.folder import RunFolder
+from orchestrator.storage import Folder
+from orchestrator.worker import WorkerTask, checkpoint_store, train_worker
+from tests.unit.engine_case import case_data, case_spec
 from tests.unit.sharding import gathered, one_rank, sharded
 
 
@@ -121,3 +128,17 @@ def test_sharded_weights_are_averaged_alike() -> None:
         torch.testing.assert_close(outputs_after_evaluations(parts), wanted)
         for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
             torch.testing.assert_close(gathered(other), one.data)
+
+
+def test_the_exported_weights_are_the_averaged_ones(tmp_path: Path) -> None:
+    """What was tested is what is exported, though the model has its own weights back by then."""
+    spec = case_spec(train={"max_epochs": 1, "ema": {"decay": 0.9}})
+    run = RunFolder(Folder.at(tmp_path), "case", 1)
+    task = WorkerTask(spec, run, Folder.at(case_data(spec, tmp_path).folder).uri, [])
+    assert train_worker(task, WorkerLink(), keep_prints=False) == "completed"
+    owners = checkpoint_store(spec, run).load_newest()
+    assert owners is not None
+    exported = load_file(run.model.local_path() / "model.safetensors")
+    for name, average in owners[1]["ema"]["averages"].items():
+        assert torch.equal(exported[name], average)
+        assert not torch.equal(exported[name], owners[1]["model"][name])
