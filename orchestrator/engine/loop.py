@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.data.order import batch_indices, epoch_permutation
+from orchestrator.data.prepared.order import batch_indices, epoch_permutation
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.objective.evaluate import evaluate
 from orchestrator.engine.profile import StepProfiler

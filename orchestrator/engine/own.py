@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from orchestrator.data.order import batch_indices, epoch_permutation, rank_slice
-from orchestrator.data.prepared import Prepared
+from orchestrator.data.prepared.order import batch_indices, epoch_permutation, rank_slice
+from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.engine import collectives
 from orchestrator.engine.checkpoint import CheckpointStore, Manifest
 from orchestrator.engine.link import WorkerLink

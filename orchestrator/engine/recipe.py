@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from orchestrator.data.augment import augment
-from orchestrator.data.order import num_batches
-from orchestrator.data.pipeline import Pipeline
-from orchestrator.data.prepared import Part
+from orchestrator.data.augment.augment import augment
+from orchestrator.data.features.pipeline import Pipeline
+from orchestrator.data.prepared.order import num_batches
+from orchestrator.data.prepared.prepared import Part
 from orchestrator.engine.objective.objective import Objective
 from orchestrator.spec.data import Augmentation
 from orchestrator.spec.train import TrainSection

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from orchestrator.data.order import rank_slice
+from orchestrator.data.prepared.order import rank_slice
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.optim.optimizer import add_l1
 from orchestrator.engine.parallel.gradients import clip_gradients, gradient_norm

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from orchestrator.data.order import rank_slice
+from orchestrator.data.prepared.order import rank_slice
 from orchestrator.engine import collectives
 from orchestrator.engine.causes import is_out_of_memory
 from orchestrator.engine.device.flops import forward_flops

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.data.columns import array_values, image_bytes
-from orchestrator.data.features import RawSchema
-from orchestrator.data.pipeline import Pipeline
-from orchestrator.data.tokens import FIRST_TOKEN, PADDING
+from orchestrator.data.features.pipeline import Pipeline
+from orchestrator.data.features.schema import RawSchema
+from orchestrator.data.features.tokens import FIRST_TOKEN, PADDING
 from orchestrator.errors import CheckpointError, DataError, UserCodeError
 from orchestrator.export.manifest import FORMAT, MANIFEST, WEIGHTS, pip_requirements, read_manifest, signature
 from orchestrator.models.build import build_model

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.data.pipeline import Pipeline
+    from orchestrator.data.features.pipeline import Pipeline
 
 FORMAT = 1
 MANIFEST = "bundle.json"

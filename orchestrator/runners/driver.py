@@ -44,7 +44,7 @@ from orchestrator.tracking.links import run_link, ui_base
 from orchestrator.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
-    from orchestrator.data.prepared import Prepared
+    from orchestrator.data.prepared.prepared import Prepared
     from orchestrator.spec import LoadedSpec
     from orchestrator.worker import WorkerTask
 
@@ -92,8 +92,8 @@ def _prepare(
     job: Job, stack: contextlib.ExitStack, *, fresh: bool, resume: str | None
 ) -> tuple[Prepared, Choice]:
     """Start Ray and prepare the data at the same time, then choose the run."""
-    from orchestrator.data.fingerprint import fingerprint, memo_file
-    from orchestrator.data.prepare import discard, prepare
+    from orchestrator.data.preparing.prepare import discard, prepare
+    from orchestrator.data.sources.fingerprint import fingerprint, memo_file
     from orchestrator.imports import add_search_paths, check_object
     from orchestrator.runners.init_from import fetch_initial, place_initial
 
@@ -160,7 +160,7 @@ def _open_tracker(job: Job, run: RunFolder) -> Tracker:
 
 def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, watch: Watch) -> Verdict:
     """Train; whatever happens becomes a verdict."""
-    from orchestrator.data.prepare import prepared_folder
+    from orchestrator.data.preparing.prepare import prepared_folder
     from orchestrator.runners.desk import Desk
     from orchestrator.runners.inline import run_inline
     from orchestrator.worker import WorkerTask

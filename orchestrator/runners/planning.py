@@ -54,7 +54,7 @@ def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
 
     Raises Infeasible where the workers can never fit, and what preparation and the model raise.
     """
-    from orchestrator.data.prepare import prepare
+    from orchestrator.data.preparing.prepare import prepare
     from orchestrator.engine.device.memory import estimate_memory
     from orchestrator.imports import add_search_paths
     from orchestrator.worker import build_recipe
@@ -100,7 +100,7 @@ def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
 
 def share_sizes(batch_size: int, num_workers: int) -> tuple[int, ...]:
     """How many samples of a batch each rank takes."""
-    from orchestrator.data.order import rank_slice
+    from orchestrator.data.prepared.order import rank_slice
 
     slices = [rank_slice(batch_size, rank, num_workers) for rank in range(num_workers)]
     return tuple(part.stop - part.start for part in slices)

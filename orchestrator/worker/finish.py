@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.data.prepared import Prepared
+from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.checkpoint import Manifest
 from orchestrator.engine.device.precision import Precision, resolve_precision

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import torch
 
-from orchestrator.data.prepared import Prepared
+from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.engine import collectives
 from orchestrator.engine.attempt import Attempt, start_attempt
 from orchestrator.engine.causes import cause_of, describe, is_out_of_memory, mend_of

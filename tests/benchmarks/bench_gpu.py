@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.data.prepare import prepare
-from orchestrator.data.prepared import Prepared
+from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing.prepare import prepare
 from orchestrator.engine.attempt import start_attempt
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import train

@@ -26,8 +26,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, Dataset
 
-from orchestrator.data.prepare import prepare
-from orchestrator.data.prepared import Prepared
+from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing.prepare import prepare
 from orchestrator.engine.attempt import start_attempt
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import train

@@ -15,7 +15,7 @@ import torch.distributed
 import torch.multiprocessing
 from torch import nn
 
-from orchestrator.data.order import rank_slice
+from orchestrator.data.prepared.order import rank_slice
 from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.parallel.compression import TrafficMeter, compress_gradients

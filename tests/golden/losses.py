@@ -49,7 +49,7 @@ def first_losses(name: str, storage: Path) -> list[float]:
     """
     import torch
 
-    from orchestrator.data.prepare import prepare
+    from orchestrator.data.preparing.prepare import prepare
     from orchestrator.engine.attempt import start_attempt
     from orchestrator.engine.link import WorkerLink
     from orchestrator.engine.loop import train

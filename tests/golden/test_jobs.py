@@ -25,11 +25,11 @@ from sklearn import datasets, linear_model, metrics, preprocessing
 
 import orchestrator
 from orchestrator.cli.app import run_app
-from orchestrator.data.build import raw_rows
 from orchestrator.data.columns import array_values, image_bytes
-from orchestrator.data.prepare import prepare
-from orchestrator.data.prepared import Prepared
-from orchestrator.data.sources import read_source
+from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing.build import raw_rows
+from orchestrator.data.preparing.prepare import prepare
+from orchestrator.data.sources.read import read_source
 from orchestrator.errors import SpecError
 from orchestrator.runners.result import Result
 from orchestrator.spec import JobSpec, load_spec

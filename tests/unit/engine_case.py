@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.prepare import prepare
-from orchestrator.data.prepared import Prepared
+from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing.prepare import prepare
 from orchestrator.engine.attempt import Attempt, start_attempt
 from orchestrator.engine.link import WorkerLink
 from orchestrator.spec import JobSpec, load_spec

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
 
-from orchestrator.data.augment import augment, check_augment, uniform
+from orchestrator.data.augment.augment import augment, check_augment, uniform
 from orchestrator.errors import UsageError
 from orchestrator.spec.data import Augmentation
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.data.clean import Cleaned, clean, refit_fills
+from orchestrator.data.cleaning.clean import Cleaned, clean, refit_fills
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import CleanStep
 

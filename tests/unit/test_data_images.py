@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from orchestrator.data.images import decode_images
+from orchestrator.data.features.images import decode_images
 
 
 def _encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:

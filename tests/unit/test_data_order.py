@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data.order import batch_indices, epoch_permutation, num_batches, rank_slice
+from orchestrator.data.prepared.order import batch_indices, epoch_permutation, num_batches, rank_slice
 
 sizes, seeds, epochs = st.integers(0, 300), st.integers(0, 2**32 - 1), st.integers(0, 1000)
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.data.features import RawSchema
-from orchestrator.data.pipeline import Pipeline
-from orchestrator.data.transforms import Affine
+from orchestrator.data.features.pipeline import Pipeline
+from orchestrator.data.features.schema import RawSchema
+from orchestrator.data.features.transforms import Affine
 from orchestrator.errors import DataError
 
 DIGITS = Pipeline(RawSchema("array", ("image",), ("float64",), (8, 8)))

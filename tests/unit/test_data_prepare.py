@@ -18,11 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.data import build as build_module
-from orchestrator.data.build import raw_rows
-from orchestrator.data.fingerprint import fingerprint
-from orchestrator.data.prepare import discard, prepare
-from orchestrator.data.prepared import Prepared
+from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing import build as build_module
+from orchestrator.data.preparing.build import raw_rows
+from orchestrator.data.preparing.prepare import discard, prepare
+from orchestrator.data.sources.fingerprint import fingerprint
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
@@ -241,7 +241,7 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom orchestrator.spec.data import DataSection\n"
         "from orchestrator.storage import Folder\n"
-        "from orchestrator.data.prepare import prepare\n"
+        "from orchestrator.data.preparing.prepare import prepare\n"
         "section = DataSection.model_validate_json(sys.argv[1])\n"
         "sys.stdin.readline()\n"
         "print(prepare(section, task='auto', seed=0, storage=Folder.at(sys.argv[2])).folder)\n"
@@ -273,7 +273,8 @@ def test_finding_prepared_data_is_light(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom orchestrator.spec.data import DataSection\n"
         "from orchestrator.storage import Folder\n"
-        "from orchestrator.data.prepare import prepare\nfrom orchestrator.data.prepared import Prepared\n"
+        "from orchestrator.data.preparing.prepare import prepare\n"
+        "from orchestrator.data.prepared.prepared import Prepared\n"
         "section = DataSection.model_validate_json(sys.argv[1])\n"
         "found = prepare(section, task='auto', seed=0, storage=Folder.at(sys.argv[2]))\n"
         "assert Prepared.load(found.folder).manifest.num_outputs == 3\n"

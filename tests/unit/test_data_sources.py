@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from orchestrator.data.features import describe_features, require_complete
-from orchestrator.data.sources import read_source, to_table
+from orchestrator.data.features.schema import describe_features, require_complete
+from orchestrator.data.sources.read import read_source, to_table
 from orchestrator.errors import SourceError, UsageError, UserCodeError
 from orchestrator.spec.data import DataSection
 

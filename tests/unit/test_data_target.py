@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator.data.target import resolve_target
+from orchestrator.data.features.target import resolve_target
 from orchestrator.errors import SourceError
 
 

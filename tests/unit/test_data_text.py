@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from orchestrator.data.build import raw_rows
-from orchestrator.data.fingerprint import fingerprint
-from orchestrator.data.prepare import prepare
-from orchestrator.data.prepared import Prepared
-from orchestrator.data.sources import read_source
+from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing.build import raw_rows
+from orchestrator.data.preparing.prepare import prepare
+from orchestrator.data.sources.fingerprint import fingerprint
+from orchestrator.data.sources.read import read_source
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec import load_spec
 from orchestrator.spec.data import DataSection

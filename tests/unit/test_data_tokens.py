@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data.stream import Piece, cut_samples, joined, split_documents
-from orchestrator.data.tokens import Tokenizer, fit_tokenizer
+from orchestrator.data.features.documents import Piece, cut_samples, joined, split_documents
+from orchestrator.data.features.tokens import Tokenizer, fit_tokenizer
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import Split, Text
 

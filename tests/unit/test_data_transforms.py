@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data import transforms
-from orchestrator.data.features import RawSchema
-from orchestrator.data.pipeline import Pipeline
-from orchestrator.data.transforms import fit
+from orchestrator.data.features import transforms
+from orchestrator.data.features.pipeline import Pipeline
+from orchestrator.data.features.schema import RawSchema
+from orchestrator.data.features.transforms import fit
 from orchestrator.spec.data import MinMax, Scale, Standardize
 
 STANDARDIZE, MIN_MAX = Standardize(kind="standardize"), MinMax(kind="min_max")

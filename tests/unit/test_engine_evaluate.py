@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from orchestrator.data.pipeline import Pipeline
-from orchestrator.data.prepare import prepare
-from orchestrator.data.prepared import Batch, Prepared
+from orchestrator.data.features.pipeline import Pipeline
+from orchestrator.data.prepared.prepared import Batch, Prepared
+from orchestrator.data.preparing.prepare import prepare
 from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.objective import evaluate as module
 from orchestrator.engine.objective.evaluate import Evaluation, evaluate

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from orchestrator.data.order import epoch_permutation
+from orchestrator.data.prepared.order import epoch_permutation
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.loop import train
 from orchestrator.engine.recipe import Recipe

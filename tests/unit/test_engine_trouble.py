@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.data.order import batch_indices, epoch_permutation
+from orchestrator.data.prepared.order import batch_indices, epoch_permutation
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import train
 from orchestrator.engine.trouble import StragglerWatch, dead_parameters, guilty_layer

@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.data.build import raw_rows
-from orchestrator.data.features import RawSchema
-from orchestrator.data.pipeline import Pipeline
-from orchestrator.data.prepare import prepare
-from orchestrator.data.tokens import Tokenizer
-from orchestrator.data.transforms import Affine
+from orchestrator.data.features.pipeline import Pipeline
+from orchestrator.data.features.schema import RawSchema
+from orchestrator.data.features.tokens import Tokenizer
+from orchestrator.data.features.transforms import Affine
+from orchestrator.data.preparing.build import raw_rows
+from orchestrator.data.preparing.prepare import prepare
 from orchestrator.errors import CheckpointError, DataError, UsageError, UserCodeError
 from orchestrator.export.bundle import Bundle, load_bundle, write_bundle
 from orchestrator.imports import add_search_paths

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from orchestrator.data.features import RawSchema
-from orchestrator.data.pipeline import Pipeline
-from orchestrator.data.tokens import Tokenizer
-from orchestrator.data.transforms import Affine
+from orchestrator.data.features.pipeline import Pipeline
+from orchestrator.data.features.schema import RawSchema
+from orchestrator.data.features.tokens import Tokenizer
+from orchestrator.data.features.transforms import Affine
 from orchestrator.export.bundle import load_bundle, write_bundle
 from orchestrator.export.manifest import code_paths, pip_requirements, pyfunc_fields, signature
 from orchestrator.models.build import build_model

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.data.features import RawSchema
-from orchestrator.data.pipeline import Pipeline
+from orchestrator.data.features.pipeline import Pipeline
+from orchestrator.data.features.schema import RawSchema
 from orchestrator.errors import CheckpointError, UsageError
 from orchestrator.export.bundle import write_bundle
 from orchestrator.export.manifest import pyfunc_fields

@@ -49,7 +49,7 @@ def test_every_text_under_a_field_is_its_description() -> None:
         for name, part in [("JobSpec", SCHEMA), *SCHEMA["$defs"].items()]
         for field, properties in part["properties"].items()
     }
-    for path in Path(orchestrator.spec.__file__).parent.glob("*.py"):
+    for path in Path(orchestrator.spec.__file__).parent.rglob("*.py"):
         section = field = ""
         for line in path.read_text().splitlines():
             if match := re.match(r"class (\w+)\((Section|OptimizerBase)\)", line):

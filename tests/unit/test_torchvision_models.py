@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from orchestrator.data.features import RawSchema
-from orchestrator.data.pipeline import Pipeline
+from orchestrator.data.features.pipeline import Pipeline
+from orchestrator.data.features.schema import RawSchema
 from orchestrator.errors import UsageError
 from orchestrator.export.bundle import load_bundle, write_bundle
 from orchestrator.models.build import build_model

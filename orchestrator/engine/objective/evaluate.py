@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from orchestrator.data.order import rank_slice
-from orchestrator.data.pipeline import Pipeline
-from orchestrator.data.prepared import Part
+from orchestrator.data.features.pipeline import Pipeline
+from orchestrator.data.prepared.order import rank_slice
+from orchestrator.data.prepared.prepared import Part
 from orchestrator.engine import collectives
 from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.objective.metrics import MetricSet

@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from orchestrator.data import transforms
-from orchestrator.data.clean import Fill
+from orchestrator.data.cleaning.clean import Fill
 from orchestrator.data.columns import (
     array_values,
     is_array,
@@ -26,12 +25,19 @@ from orchestrator.data.columns import (
     is_text,
     unknown_column,
 )
-from orchestrator.data.features import RawSchema, array_matrix, model_shape, number_matrix, stored_shape
-from orchestrator.data.images import decode_images
-from orchestrator.data.sources import to_table
-from orchestrator.data.target import Label
-from orchestrator.data.tokens import Tokenizer
-from orchestrator.data.transforms import Affine
+from orchestrator.data.features import transforms
+from orchestrator.data.features.images import decode_images
+from orchestrator.data.features.schema import (
+    RawSchema,
+    array_matrix,
+    model_shape,
+    number_matrix,
+    stored_shape,
+)
+from orchestrator.data.features.target import Label
+from orchestrator.data.features.tokens import Tokenizer
+from orchestrator.data.features.transforms import Affine
+from orchestrator.data.sources.read import to_table
 from orchestrator.errors import DataError
 
 if TYPE_CHECKING:

@@ -13,9 +13,16 @@ import secrets
 import shutil
 import sys
 
-from orchestrator.data.fingerprint import fingerprint as data_fingerprint
-from orchestrator.data.fingerprint import memo_file
-from orchestrator.data.prepared import FORMAT_VERSION, MANIFEST, Prepared, node_lock, node_path, read_manifest
+from orchestrator.data.prepared.prepared import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Prepared,
+    node_lock,
+    node_path,
+    read_manifest,
+)
+from orchestrator.data.sources.fingerprint import fingerprint as data_fingerprint
+from orchestrator.data.sources.fingerprint import memo_file
 from orchestrator.errors import DataError
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
@@ -79,7 +86,7 @@ def _build(
     section: DataSection, *, task: str, seed: int, key: str, fingerprint: str, place: Folder
 ) -> Prepared:
     """Build beside the final path, then rename: a folder under its key is always complete."""
-    from orchestrator.data.build import build
+    from orchestrator.data.preparing.build import build
 
     final = node_path(place)
     for leftover in final.parent.glob(

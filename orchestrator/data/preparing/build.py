@@ -13,20 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.data import transforms
-from orchestrator.data.clean import Cleaned, clean, refit_fills
+from orchestrator.data.cleaning.clean import Cleaned, clean, refit_fills
 from orchestrator.data.columns import array_values
-from orchestrator.data.features import array_matrix, describe_features, number_matrix, require_complete
-from orchestrator.data.fingerprint import hash_file
-from orchestrator.data.images import decode_images
-from orchestrator.data.pipeline import Pipeline
-from orchestrator.data.prepared import EXAMPLE, FORMAT_VERSION, MANIFEST, Manifest, Prepared
-from orchestrator.data.sources import read_source
+from orchestrator.data.features import transforms
+from orchestrator.data.features.documents import cut_samples, joined, require_samples, split_documents
+from orchestrator.data.features.images import decode_images
+from orchestrator.data.features.pipeline import Pipeline
+from orchestrator.data.features.schema import array_matrix, describe_features, number_matrix, require_complete
+from orchestrator.data.features.target import Target, resolve_target
+from orchestrator.data.features.tokens import fit_tokenizer
+from orchestrator.data.features.transforms import Affine
+from orchestrator.data.prepared.prepared import EXAMPLE, FORMAT_VERSION, MANIFEST, Manifest, Prepared
+from orchestrator.data.sources.fingerprint import hash_file
+from orchestrator.data.sources.read import read_source
 from orchestrator.data.split import split_rows
-from orchestrator.data.stream import cut_samples, joined, require_samples, split_documents
-from orchestrator.data.target import Target, resolve_target
-from orchestrator.data.tokens import fit_tokenizer
-from orchestrator.data.transforms import Affine
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import DataSection, Standardize
 from orchestrator.storage import Folder

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.data.columns import require_columns
-from orchestrator.data.files import TEXT_SUFFIXES, class_images, data_files, existing_path
+from orchestrator.data.sources.files import TEXT_SUFFIXES, class_images, data_files, existing_path
 from orchestrator.errors import SourceError, UserCodeError
 from orchestrator.imports import load_object
 from orchestrator.spec.data import (

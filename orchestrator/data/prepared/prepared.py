@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from orchestrator.data.fingerprint import cache_root, hash_file
+from orchestrator.data.sources.fingerprint import cache_root, hash_file
 from orchestrator.errors import DataError
 from orchestrator.storage import Folder
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from orchestrator.data.pipeline import Pipeline
+    from orchestrator.data.features.pipeline import Pipeline
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -180,7 +180,7 @@ class Prepared:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        from orchestrator.data.pipeline import Pipeline
+        from orchestrator.data.features.pipeline import Pipeline
 
         return Pipeline.from_dict(self.manifest.pipeline)
 

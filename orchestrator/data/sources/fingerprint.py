@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from orchestrator.data.files import TEXT_SUFFIXES, class_images, data_files, existing_path
+from orchestrator.data.sources.files import TEXT_SUFFIXES, class_images, data_files, existing_path
 from orchestrator.spec.data import (
     CsvSource,
     DataSection,

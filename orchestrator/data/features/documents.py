@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.data.features.tokens import Tokenizer
 from orchestrator.data.split import PARTS, split_rows
-from orchestrator.data.tokens import Tokenizer
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import Split
 

@@ -1,0 +1,61 @@
+"""The `data` section: where rows come from, and how they are made ready."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from orchestrator.spec.base import Section
+from orchestrator.spec.data.augment import Augmentation
+from orchestrator.spec.data.cleaning import CleanStep
+from orchestrator.spec.data.inputs import Image, Text
+from orchestrator.spec.data.sources import Source
+from orchestrator.spec.data.split import Split
+from orchestrator.spec.data.transforms import Transform
+
+
+class DataSection(Section):
+    """Where the data comes from and how it is made ready."""
+
+    source: Source
+    text: Text | None = None
+    """Read the one feature column as text; without it, text features are refused."""
+    target: str | None = Field(default=None, min_length=1, validate_default=True)
+    """The column to learn. Left out only for a language model, which learns the next token of its text."""
+    features: list[str] | None = Field(default=None, min_length=1)
+    """The columns to learn from; by default all but the target. One image column, one text column, or
+    numeric columns."""
+    clean: list[CleanStep] = Field(default_factory=list)
+    image: Image = Field(default_factory=Image)
+    split: Split = Field(default_factory=Split)
+    transforms: list[Transform] = Field(default_factory=list)
+    """Fitted on the training part only, saved with the model, applied in training and prediction alike."""
+    target_transform: Literal["standardize"] | None = None
+    """Regression: learn the standardised target. Metrics and predictions are in the original unit."""
+    augment: list[Augmentation] = Field(default_factory=list)
+    """Random changes to training images, in this order, drawn anew for each image and epoch; the same ones for
+    any number of workers."""
+    cache: bool = True
+    """Keep the prepared data under `<storage>/prepared`, to be found again by its content key."""
+
+    @field_validator("target")
+    @classmethod
+    def _needed_but_for_text(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("text", "unreadable") is None:
+            raise ValueError(
+                "is missing: name the column to learn (only a language model has none; it needs data.text)"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _text_is_not_scaled(self) -> Self:
+        if self.text is not None and self.transforms:
+            raise ValueError("transforms scale numbers, and data.text gives token ids; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _target_is_no_feature(self) -> Self:
+        if self.features and self.target in self.features:
+            raise ValueError(f"the target '{self.target}' is also among the features")
+        return self
