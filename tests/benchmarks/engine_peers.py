@@ -319,15 +319,21 @@ class Driver:
 
 
 def ours(stage: Stage, precision: str, rank: int = 0, world_size: int = 1) -> None:
-    """The engine as a worker runs it: through the loop, with every step logged and carried to a driver.
-    Collective where there are several ranks."""
-    spec = stage.case.spec(precision)
-    recipe = build_recipe(spec, stage.prepared)
-    run = RunFolder(Folder.at(stage.storage), spec.name, 1)
+    """The engine on the case's job. Collective where there are several ranks."""
+    train_by_engine(stage.case.spec(precision), stage.prepared, stage.storage, rank, world_size)
+
+
+def train_by_engine(
+    spec: JobSpec, prepared: Prepared, storage: Path, rank: int = 0, world_size: int = 1
+) -> None:
+    """Train as a worker does: through the loop, with every step logged and carried to a driver. No checkpoint
+    is saved. Collective where there are several ranks."""
+    recipe = build_recipe(spec, prepared)
+    run = RunFolder(Folder.at(storage), spec.name, 1)
     link = WorkerLink(rank=rank, world_size=world_size, channel=Driver()).start()
     try:
         attempt = start_attempt(recipe, link, checkpoint_store(spec, run), spec.checkpoint)
-        # Saving comes after the last step and is not timed; it would only keep the disk busy for the next.
+        # Saving comes after an epoch's last step; it would only keep the disk busy for the next turn.
         attempt.save = lambda: None  # type: ignore[method-assign]
         train(attempt)
     finally:
