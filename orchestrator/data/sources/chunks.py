@@ -82,21 +82,24 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a source is read. `learn_schema` gives all of its columns; without it the one piece is read for them."""
+    """How a source is read. `learn_schema` gives its columns; without it the one piece is read for them."""
 
     pieces: tuple[Piece, ...]
-    learn_schema: Callable[[Sequence[str] | None], pa.Schema] | None = None
-    """Takes the names of the columns to look at; None for all."""
+    learn_schema: Callable[[Sequence[str] | None], tuple[pa.Schema, Sequence[str]]] | None = None
+    """Takes the names of the columns to look at (None: all); gives these, and the names of all there are."""
 
 
-def open_plan(plan: Plan, wanted: Sequence[str] | None) -> Source:
-    """The source of a plan, with the wanted of its columns in the wanted order (None: all).
+def open_plan(plan: Plan, wanted: Sequence[str] | None) -> tuple[Source, Sequence[str]]:
+    """The source of a plan, with the wanted of its columns in the wanted order (None: all), and the names of all
+    columns that there are.
 
     Columns that are wanted and not there are left out. Raises SourceError where nothing of it can be read.
     """
     if plan.learn_schema is not None:
-        schema = choose(plan.learn_schema(wanted), wanted)
-        return Source(schema, tuple(Chunk(p.name, p.fingerprint, schema, p.load) for p in plan.pieces))
+        schema, names = plan.learn_schema(wanted)
+        schema = choose(schema, wanted)
+        chunks = tuple(Chunk(piece.name, piece.fingerprint, schema, piece.load) for piece in plan.pieces)
+        return Source(schema, chunks), names
     (piece,) = plan.pieces
     faults: list[Unreadable] = []
     table = piece.table if piece.table is not None else piece.load(None, faults)
@@ -104,8 +107,10 @@ def open_plan(plan: Plan, wanted: Sequence[str] | None) -> Source:
         raise unreadable(faults[0])
     require_distinct(table.schema.names, piece.name)
     schema = choose(plain(table.schema), wanted)
-    kept = conform(table, schema) if not faults else None
-    return Source(schema, (Chunk(piece.name, piece.fingerprint, schema, piece.load, kept),))
+    kept = None if faults else conform(table, schema)
+    return Source(
+        schema, (Chunk(piece.name, piece.fingerprint, schema, piece.load, kept),)
+    ), table.schema.names
 
 
 def whole(

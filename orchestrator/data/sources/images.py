@@ -53,7 +53,7 @@ def plan_image_folder(source: ImageFolderSource, chunk_bytes: int, memo: Memo) -
         name = f"{group[0]} to {group[-1].relative} ({len(group)} images)"
         digest = digest_lines(f"{file.relative} {hashes[file]}" for file in group)
         pieces.append(Piece(name, digest, partial(_load_images, [(file, labels[file]) for file in group])))
-    return Plan(tuple(pieces), lambda wanted: _SCHEMA)  # noqa: ARG005
+    return Plan(tuple(pieces), lambda wanted: (_SCHEMA, _SCHEMA.names))  # noqa: ARG005
 
 
 def _load_images(

@@ -43,8 +43,7 @@ def open_source(
     own function raises.
     """
     wanted = wanted_columns(section)
-    source = open_plan(plan_source(section, chunk_bytes, search_paths, memo), wanted)
-    names = source.schema.names
+    source, names = open_plan(plan_source(section, chunk_bytes, search_paths, memo), wanted)
     if section.target:
         require_columns(names, [section.target], "data.target")
     require_columns(names, section.features or [], "data.features")

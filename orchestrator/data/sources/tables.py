@@ -25,6 +25,7 @@ from orchestrator.data.sources.chunks import (
     digest_lines,
     plain,
     promote,
+    require_distinct,
     unify,
     unreadable,
 )
@@ -171,8 +172,8 @@ def _fault(form: Format, part: Slice, error: Exception) -> Unreadable:
 
 def _learn_schema(
     form: Format, slices: Sequence[Slice], partitions: pa.Schema, wanted: Sequence[str] | None
-) -> pa.Schema:
-    """The columns of all files. Files that cannot be read are left out, as long as there are others: reading
+) -> tuple[pa.Schema, list[str]]:
+    """The wanted columns of all files, and the names of all columns. Files that cannot be read are left out, as long as there are others: reading
     them raises."""
     if form.is_typed:
         slices = list({part.file.path: Slice(part.file) for part in slices}.values())
@@ -187,16 +188,17 @@ def _learn_schema(
     with ThreadPoolExecutor(8 if form.is_typed else 1) as pool:
         found = list(pool.map(look, slices))
     by_file: dict[str, pa.Schema] = {}
+    names: dict[str, None] = {}
     for part, schema in zip(slices, found, strict=True):
         if not isinstance(schema, Unreadable):
-            schema = choose(
-                plain(schema), None if wanted is None else [n for n in wanted if n in schema.names]
-            )
+            require_distinct(schema.names, str(part))
+            names |= dict.fromkeys(schema.names)
+            schema = choose(plain(schema), wanted)
             before = by_file.get(str(part))
             by_file[str(part)] = schema if before is None else _within_file(before, schema)
     if not by_file:
         raise unreadable(next(fault for fault in found if isinstance(fault, Unreadable)))
-    return unify(by_file.items())
+    return unify(by_file.items()), list(names)
 
 
 def _within_file(one: pa.Schema, other: pa.Schema) -> pa.Schema:
