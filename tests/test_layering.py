@@ -24,7 +24,10 @@ LAYERS: dict[str, frozenset[str]] = {
     "vision": frozenset({"torch", "torchvision"}),
     "spec": frozenset({"pydantic", "pydantic_core", "yaml"}),
     "data": frozenset(
-        {"PIL", "filelock", "numpy", "pandas", "pyarrow", "sklearn", "torch", "torchvision"},
+        {
+            *("PIL", "filelock", "fsspec", "numpy", "pandas", "pyarrow", "sklearn", "torch", "torchvision"),
+            *("adbc_driver_postgresql", "pymongo", "pymongoarrow"),
+        },
     ),
     "models": frozenset({"safetensors", "torch", "torchvision"}),
     "engine": frozenset({"numpy", "safetensors", "torch", "torchmetrics"}),
@@ -42,7 +45,14 @@ LAYERS: dict[str, frozenset[str]] = {
 }
 """Lowest first. A layer may import itself, those before it, the standard library, and what it lists here."""
 
-ONE_FILE: dict[str, str | None] = {"mlflow": "tracking/mlflow_sink.py", "pynvml": None}
+ONE_FILE: dict[str, str | None] = {
+    "adbc_driver_postgresql": "data/sources/databases.py",
+    "fsspec": "data/sources/remote.py",
+    "mlflow": "tracking/mlflow_sink.py",
+    "pymongo": "data/sources/databases.py",
+    "pymongoarrow": "data/sources/databases.py",
+    "pynvml": None,
+}
 """Packages that one file alone may import; None where any file of the layers that list it may be the one."""
 
 HEAVY = ("torch", "torchvision", "ray", "mlflow", "pandas", "pyarrow", "sklearn", "matplotlib")

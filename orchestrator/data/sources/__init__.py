@@ -1,0 +1,1 @@
+"""Where rows come from: sources opened as chunks, and their fingerprints."""

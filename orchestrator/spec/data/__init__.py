@@ -5,19 +5,26 @@ from orchestrator.spec.data.cleaning import CleanStep, DropDuplicates, DropNulls
 from orchestrator.spec.data.inputs import Image, Text
 from orchestrator.spec.data.section import DataSection
 from orchestrator.spec.data.sources import (
+    ArrowSource,
     CsvSource,
     ImageFolderSource,
+    JsonSource,
     LinearSource,
+    MongodbSource,
+    NumpySource,
     ParquetSource,
     PythonSource,
     SklearnSource,
     Source,
+    SqlSource,
     TextSource,
+    TorchvisionSource,
 )
 from orchestrator.spec.data.split import Split
 from orchestrator.spec.data.transforms import MinMax, Scale, Standardize, Transform
 
 __all__ = [
+    "ArrowSource",
     "Augmentation",
     "CleanStep",
     "Color",
@@ -32,8 +39,11 @@ __all__ = [
     "Flip",
     "Image",
     "ImageFolderSource",
+    "JsonSource",
     "LinearSource",
     "MinMax",
+    "MongodbSource",
+    "NumpySource",
     "ParquetSource",
     "PythonSource",
     "Rotate",
@@ -41,8 +51,10 @@ __all__ = [
     "SklearnSource",
     "Source",
     "Split",
+    "SqlSource",
     "Standardize",
     "Text",
     "TextSource",
+    "TorchvisionSource",
     "Transform",
 ]
