@@ -1,7 +1,17 @@
 """The `data` section: sources, cleaning, splits, transforms, augmentation."""
 
 from orchestrator.spec.data.augment import Augmentation, Color, Crop, Erase, Flip, Rotate
-from orchestrator.spec.data.cleaning import CleanStep, DropDuplicates, DropNulls, DropOutliers, FillNulls
+from orchestrator.spec.data.cleaning import (
+    Cast,
+    CleanStep,
+    ClipOutliers,
+    DropDuplicates,
+    DropNulls,
+    DropOutliers,
+    FillNulls,
+    Filter,
+    Map,
+)
 from orchestrator.spec.data.inputs import Image, Text
 from orchestrator.spec.data.section import DataSection
 from orchestrator.spec.data.sources import (
@@ -19,7 +29,9 @@ from orchestrator.spec.data.transforms import MinMax, Scale, Standardize, Transf
 
 __all__ = [
     "Augmentation",
+    "Cast",
     "CleanStep",
+    "ClipOutliers",
     "Color",
     "Crop",
     "CsvSource",
@@ -29,10 +41,12 @@ __all__ = [
     "DropOutliers",
     "Erase",
     "FillNulls",
+    "Filter",
     "Flip",
     "Image",
     "ImageFolderSource",
     "LinearSource",
+    "Map",
     "MinMax",
     "ParquetSource",
     "PythonSource",
