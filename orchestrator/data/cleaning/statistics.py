@@ -86,9 +86,7 @@ def _limited(numbers: Numbers, limit: int) -> Numbers:
     if len(numbers.values) <= limit:
         return numbers
     kept = np.sort(np.argpartition(numbers.ranks, limit)[:limit])
-    return Numbers(
-        numbers.count, numbers.mean, numbers.squares, numbers.values[kept], numbers.ranks[kept]
-    )
+    return Numbers(numbers.count, numbers.mean, numbers.squares, numbers.values[kept], numbers.ranks[kept])
 
 
 def mean(numbers: Numbers) -> float:
@@ -108,10 +106,22 @@ def quantiles(numbers: Numbers, shares: list[float]) -> list[float]:
     return [float(value) for value in np.quantile(numbers.values, shares)]
 
 
+def median(numbers: Numbers) -> float:
+    """Of at least one number."""
+    return float(np.median(numbers.values))
+
+
 def most_frequent(numbers: Numbers) -> float:
     """The smallest of the most frequent numbers, of at least one."""
     values, counts = np.unique(numbers.values, return_counts=True)
     return float(values[counts.argmax()])
+
+
+def clip_numbers(numbers: Numbers, low: float, high: float) -> Numbers:
+    """The numbers moved into bounds. Of more than the limit, all statistics are then those of the sample."""
+    values = np.clip(numbers.values, low, high)
+    mean = float(values.mean()) if len(values) else 0.0
+    return Numbers(len(values), mean, float(np.square(values - mean).sum()), values, numbers.ranks)
 
 
 @dataclass(frozen=True)
