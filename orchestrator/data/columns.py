@@ -114,17 +114,31 @@ def image_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def null_rows(column: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Where a column is null or NaN (an array: holds a NaN), shape (rows,)."""
+    """Where a column is null or NaN (an array: holds one), shape (rows,)."""
     kind = column.type
     if is_encoded_image(kind):
         column = image_bytes(column)
-    missing = np.array(pc.is_null(column, nan_is_null=pa.types.is_floating(kind)))
-    # Lists of integers hold no NaN, and as labels they differ in length.
-    if is_array(kind) and not is_integer_list(kind) and not missing.any() and len(column):
-        values = array_values(column)
-        if values.dtype.kind == "f":
-            missing = np.isnan(values).reshape(len(values), -1).any(axis=1)
-    return missing.astype(bool)
+    missing = np.array(pc.is_null(column, nan_is_null=pa.types.is_floating(kind)), dtype=bool)
+    # Lists of integers hold no NaN, and labels are such lists.
+    if is_array(kind) and not is_integer_list(kind):
+        missing |= _holding_gaps(column)
+    return missing
+
+
+def _holding_gaps(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Which rows of an array column hold a null or NaN among their items, however the rows differ in length."""
+    found = [np.zeros(0, dtype=bool)]
+    for array in column.chunks:
+        items = array.storage if isinstance(array, pa.ExtensionArray) else array
+        rows = np.arange(len(items))
+        while is_list(items.type):
+            rows = rows[pc.list_parent_indices(items).to_numpy(zero_copy_only=False)]
+            items = pc.list_flatten(items)
+        gaps = pc.is_null(items, nan_is_null=pa.types.is_floating(items.type))
+        holding = np.zeros(len(array), dtype=bool)
+        holding[rows[np.asarray(gaps, dtype=bool)]] = True
+        found.append(holding)
+    return np.concatenate(found)
 
 
 def is_integer_list(kind: Any) -> bool:

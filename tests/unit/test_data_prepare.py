@@ -327,11 +327,11 @@ def test_corrupt_images_are_skipped_up_to_the_share(tmp_path: Path) -> None:
     section = _image_folder(tmp_path / "images", corrupt=2)
     image = {"size": [7, 9], "mode": "grayscale"}
     with pytest.raises(
-        DataError, match=r"2 of 40 images cannot be decoded.*row 0 \(dark/00.png\).*row 1"
+        DataError, match=r"2 of 40 images cannot be read.*row 0 \(dark/00.png\).*row 1"
     ) as caught:
         _prepare(_section(section, image=image), tmp_path)
     assert "max_corrupt_share" in caught.value.reason
-    prepared = _prepare(_section(section, image=image | {"max_corrupt_share": 0.05}), tmp_path)
+    prepared = _prepare(_section(section, image=image, max_corrupt_share=0.05), tmp_path)
     assert prepared.manifest.corrupt_images == 2
     assert sum(prepared.manifest.rows.values()) == 38
     assert prepared.manifest.input_shape == (1, 7, 9)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.data.cleaning.clean import Cleaned, clean, refit_fills
+from orchestrator.data.cleaning.corrupt import CorruptLog, CorruptRecord
 from orchestrator.data.columns import array_values
 from orchestrator.data.features import transforms
 from orchestrator.data.features.documents import cut_samples, joined, require_samples, split_documents
@@ -27,7 +28,7 @@ from orchestrator.data.prepared.prepared import EXAMPLE, FORMAT_VERSION, MANIFES
 from orchestrator.data.sources.fingerprint import hash_file
 from orchestrator.data.sources.read import read_source
 from orchestrator.data.split import split_rows
-from orchestrator.errors import DataError, SourceError
+from orchestrator.errors import SourceError
 from orchestrator.spec.data import DataSection, Standardize
 from orchestrator.storage import Folder
 
@@ -164,15 +165,9 @@ def _decoded(cleaned: Cleaned, pipeline: Pipeline, section: DataSection) -> tupl
     """Decode the image column, skipping corrupt images up to the share that the section allows."""
     column = cleaned.table[pipeline.raw_schema.columns[0]]
     pixels, corrupt = decode_images(column, pipeline.image_size, pipeline.image_mode)
-    allowed = section.image.max_corrupt_share
-    if len(corrupt) == len(pixels) or len(corrupt) > allowed * len(pixels):
-        # Rows are named as the source counts them, not as cleaning left them.
-        named = [str(replace(image, row=int(cleaned.rows[image.row]))) for image in corrupt[:3]]
-        raise DataError(
-            f"{len(corrupt)} of {len(pixels)} images cannot be decoded, and data.image.max_corrupt_share is "
-            f"{allowed:g}: {'; '.join(named)}{'; …' if len(corrupt) > 3 else ''}",
-            "replace these images, or allow a share of them to be skipped",
-        )
+    # Rows are named as the source counts them, not as cleaning left them.
+    records = [CorruptRecord(int(cleaned.rows[image.row]), image.path, image.reason) for image in corrupt]
+    CorruptLog.of(len(pixels), records).require_share(section.max_corrupt_share, "images")
     keep = np.ones(len(pixels), dtype=bool)
     keep[[image.row for image in corrupt]] = False
     return (cleaned, pixels) if keep.all() else (cleaned.keep(keep), pixels[keep])

@@ -1,7 +1,17 @@
 """The `data` section: sources, cleaning, splits, transforms, augmentation."""
 
 from orchestrator.spec.data.augment import Augmentation, Color, Crop, Erase, Flip, Rotate
-from orchestrator.spec.data.cleaning import CleanStep, DropDuplicates, DropNulls, DropOutliers, FillNulls
+from orchestrator.spec.data.cleaning import (
+    Cast,
+    CleanStep,
+    ClipOutliers,
+    DropDuplicates,
+    DropNulls,
+    DropOutliers,
+    FillNulls,
+    Filter,
+    Map,
+)
 from orchestrator.spec.data.inputs import Image, Text
 from orchestrator.spec.data.section import DataSection
 from orchestrator.spec.data.sources import (
@@ -26,7 +36,9 @@ from orchestrator.spec.data.transforms import MinMax, Scale, Standardize, Transf
 __all__ = [
     "ArrowSource",
     "Augmentation",
+    "Cast",
     "CleanStep",
+    "ClipOutliers",
     "Color",
     "Crop",
     "CsvSource",
@@ -36,11 +48,13 @@ __all__ = [
     "DropOutliers",
     "Erase",
     "FillNulls",
+    "Filter",
     "Flip",
     "Image",
     "ImageFolderSource",
     "JsonSource",
     "LinearSource",
+    "Map",
     "MinMax",
     "MongodbSource",
     "NumpySource",

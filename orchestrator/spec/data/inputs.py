@@ -17,8 +17,6 @@ class Image(Section):
     size: tuple[Pixels, Pixels] = Field(default=(32, 32), strict=False)
     """Height and width in pixels that every image is resized to."""
     mode: Literal["rgb", "grayscale"] = "rgb"
-    max_corrupt_share: float = Field(default=0.0, ge=0, le=1)
-    """Images that cannot be decoded are skipped up to this share of all; beyond it the run fails."""
 
 
 class Text(Section):

@@ -27,6 +27,9 @@ class DataSection(Section):
     """The columns to learn from; by default all but the target. One image column, one text column, or
     numeric columns."""
     clean: list[CleanStep] = Field(default_factory=list)
+    max_corrupt_share: float = Field(default=0.0, ge=0, le=1)
+    """Records that cannot be read and images that cannot be decoded are skipped, and listed, up to this share of
+    all; beyond it the run fails."""
     image: Image = Field(default_factory=Image)
     split: Split = Field(default_factory=Split)
     transforms: list[Transform] = Field(default_factory=list)
