@@ -24,7 +24,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "vision": frozenset({"torch", "torchvision"}),
     "spec": frozenset({"pydantic", "pydantic_core", "yaml"}),
     "data": frozenset(
-        {"PIL", "filelock", "numpy", "pandas", "pyarrow", "sklearn", "torch", "torchvision"},
+        {"PIL", "filelock", "numpy", "pandas", "pyarrow", "sklearn", "tokenizers", "torch", "torchvision"},
     ),
     "models": frozenset({"safetensors", "torch", "torchvision"}),
     "engine": frozenset({"numpy", "safetensors", "torch", "torchmetrics"}),

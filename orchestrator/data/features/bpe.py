@@ -38,7 +38,9 @@ def train(counts: Mapping[str, int], vocab_size: int) -> tuple[tuple[str, ...], 
 
     library = _library()
     tokenizer = library.Tokenizer(library.models.BPE())
-    tokenizer.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()  # no run holds a space: it is a character too
+    tokenizer.pre_tokenizer = (
+        library.pre_tokenizers.WhitespaceSplit()
+    )  # no run holds a space: it is a character too
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=MIN_PAIRS,
@@ -82,7 +84,9 @@ def _characters() -> dict[str, int]:
     """The byte that each character stands for: printable Latin-1 for itself, others from U+0100 on."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
-    written = chain(((chr(byte), byte) for byte in plain), ((chr(256 + i), byte) for i, byte in enumerate(others)))
+    written = chain(
+        ((chr(byte), byte) for byte in plain), ((chr(256 + i), byte) for i, byte in enumerate(others))
+    )
     return dict(written)
 
 

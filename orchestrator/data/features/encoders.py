@@ -7,7 +7,8 @@ model's input is made of it; so stored rows stay small. Imports: numpy, pyarrow.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from orchestrator.data.features.categories import TYPES, Category, CategoryStats
 from orchestrator.data.features.statistics import FOLDS
-from orchestrator.errors import SourceError
+from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import CategoryTransform, Hashing, OneHot, Ordinal
 
 MAX_ONE_HOT = 10_000
@@ -54,23 +55,32 @@ class Encoder:
         return len(self.unknown)
 
     @property
+    def is_indicator(self) -> bool:
+        """Whether a model's input has columns of 0 and 1 in the place of the stored number."""
+        return self.kind in ("one_hot", "hashing")
+
+    @property
     def indicators(self) -> int:
-        """Columns of 0 and 1 that a model's input has in the place of a stored number; 0 where it is taken as it
-        is."""
-        return {"one_hot": len(self.categories), "hashing": self.buckets}.get(self.kind, 0)
+        """How many such columns."""
+        return self.buckets if self.kind == "hashing" else len(self.categories)
 
     def encode(self, values: pa.Array, folds: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Rows as they are stored, shape (rows, stored_width), of what `category_values` gives.
 
-        `folds` (rows,): of a training row its fold, whose rows its target means leave out; else -1.
+        `folds` (rows,): of a training row its fold, whose rows its target means leave out; else -1. Raises
+        DataError for these where the encoder was saved in between.
         """
         if self.kind == "hashing":
             return self._bucket_numbers(values)
         found = pc.index_in(values, value_set=self._value_set)
         codes = np.asarray(found.fill_null(len(self.categories)).to_numpy(), dtype=np.int64)
         stored = self._table[codes]
-        if folds is not None and len(self.out_of_fold):
-            known = folds >= 0
+        known = np.zeros(len(codes), bool) if folds is None or self.kind != "target" else folds >= 0
+        if folds is not None and known.any():
+            if not len(self.out_of_fold):
+                raise DataError(
+                    "a saved pipeline cannot encode training rows", "fit it anew on the training part"
+                )
             stored[known] = self.out_of_fold[folds[known], codes[known]]
         return stored
 
@@ -110,6 +120,49 @@ class Encoder:
         buckets = [bucket_number(value, self.buckets) for value in encoded.dictionary.to_pylist()]
         codes = np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
         return np.array(buckets, dtype=np.float32)[codes][:, None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table's columns are stored, and what a model's input has of them.
+
+    `stored_columns` (stored,): the raw column of each stored number. Of each input column: `raw_columns` (width,)
+    the raw column, `sources` (width,) the stored number it is made of, and `codes` (width,) the number that makes
+    it 1 and all others 0, or NaN where it is the stored number itself.
+    """
+
+    stored_columns: NDArray[np.int64]
+    raw_columns: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    codes: NDArray[np.float32]
+    expands: bool
+    """Whether a model's input is anything but the stored numbers."""
+
+
+def table_layout(encoders: Sequence[Encoder | None]) -> Layout:
+    """The layout of columns with these encoders, None for numbers."""
+    stored: list[int] = []
+    raw: list[int] = []
+    sources: list[int] = []
+    codes: list[float] = []
+    for column, encoder in enumerate(encoders):
+        start, width = len(stored), encoder.stored_width if encoder else 1
+        stored += [column] * width
+        if encoder is not None and encoder.is_indicator:
+            raw += [column] * encoder.indicators
+            sources += [start] * encoder.indicators
+            codes += range(encoder.indicators)
+        else:
+            raw += [column] * width
+            sources += range(start, start + width)
+            codes += [math.nan] * width
+    return Layout(
+        np.array(stored, np.int64),
+        np.array(raw, np.int64),
+        np.array(sources, np.int64),
+        np.array(codes, np.float32),
+        any(encoder is not None and encoder.is_indicator for encoder in encoders),
+    )
 
 
 def bucket_number(category: Category, buckets: int) -> int:

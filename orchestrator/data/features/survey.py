@@ -86,9 +86,7 @@ def survey_features(
         if not transforms.looks_at_rows(steps):
             return FeaturePartial(target=target)
         stored = (pipeline.encode(table) if encoded is None else encoded)[train]
-        return FeaturePartial(
-            Moments.of(stored), _sample(steps, keys[train], stored), target=target
-        )
+        return FeaturePartial(Moments.of(stored), _sample(steps, keys[train], stored), target=target)
     rows = table.filter(pa.array(train))
     plain = tuple(name for name in schema.columns if name not in plan.encoders)
     numbers, sample = None, None
@@ -142,7 +140,9 @@ def _fit_columns(plan: Plan, pipeline: Pipeline, partial: FeaturePartial) -> lis
         spread.put(np.concatenate([places[name] for name in plain]), _spread(partial, len(plain)))
     for name, stats in (partial.categories or {}).items():
         if _is_scaled(plan, name):
-            for place, column in zip(places[name], _encoded_spreads(pipeline.encoders[name], stats), strict=True):
+            for place, column in zip(
+                places[name], _encoded_spreads(pipeline.encoders[name], stats), strict=True
+            ):
                 spread.put(np.array([place]), column)
     masks = [np.isin(columns, [names.index(name) for name in named or ()]) for _, named in plan.numbers]
     return transforms.fit([(step, mask) for (step, _), mask in zip(plan.numbers, masks, strict=True)], spread)
@@ -156,7 +156,7 @@ def _encoded_spreads(encoder: Encoder, stats: CategoryStats) -> list[Spread]:
         by_bucket = np.zeros(encoder.buckets)
         by_bucket[np.asarray(stats.values.to_numpy(zero_copy_only=False), dtype=np.int64)] = counts
         counts = by_bucket
-    if encoder.indicators:
+    if encoder.is_indicator:
         total = counts.sum()
         return [Spread.of_counts(np.array([0.0, 1.0]), np.array([total - count, count])) for count in counts]
     if encoder.kind == "ordinal":

@@ -124,9 +124,6 @@ class Tokenizer:
     def _bpe(self) -> Any:
         return bpe.encoder(self.vocabulary, self.merges)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
-
     @cached_property
     def _by_token(self) -> dict[str, int]:
         return {token: index for index, token in enumerate(self.vocabulary, FIRST_TOKEN)}

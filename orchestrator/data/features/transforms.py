@@ -52,7 +52,11 @@ class Spread:
     def unknown(cls, columns: int) -> Spread:
         """Of columns that no transform looks at."""
         return cls(
-            np.zeros(columns), np.ones(columns), np.zeros(columns), np.ones(columns), np.full((3, columns), np.nan)
+            np.zeros(columns),
+            np.ones(columns),
+            np.zeros(columns),
+            np.ones(columns),
+            np.full((3, columns), np.nan),
         )
 
     @classmethod
@@ -70,7 +74,9 @@ class Spread:
         mean = np.average(values, weights=counts[order])
         std = np.sqrt(np.average((values - mean) ** 2, weights=counts[order]))
         ranks = np.array([0.25, 0.5, 0.75]) * (ends[-1] - 1)
-        below, above = (values[np.searchsorted(ends, place, "right")] for place in (np.floor(ranks), np.ceil(ranks)))
+        below, above = (
+            values[np.searchsorted(ends, place, "right")] for place in (np.floor(ranks), np.ceil(ranks))
+        )
         quartiles = below + (above - below) * (ranks - np.floor(ranks))
         return cls(np.array([mean]), np.array([std]), values[:1], values[-1:], quartiles[:, None])
 

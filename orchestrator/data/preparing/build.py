@@ -15,20 +15,25 @@ from numpy.typing import NDArray
 
 from orchestrator.data.cleaning.clean import Cleaned, clean, refit_fills
 from orchestrator.data.columns import array_values
-from orchestrator.data.features import transforms
-from orchestrator.data.features.documents import cut_samples, joined, require_samples, split_documents
+from orchestrator.data.features.documents import fitting_texts, make_samples, require_samples, split_documents
 from orchestrator.data.features.images import decode_images
 from orchestrator.data.features.pipeline import Pipeline
-from orchestrator.data.features.schema import array_matrix, describe_features, number_matrix, require_complete
+from orchestrator.data.features.schema import (
+    array_matrix,
+    categorical_columns,
+    describe_features,
+    require_complete,
+)
+from orchestrator.data.features.statistics import fold_numbers, row_keys
+from orchestrator.data.features.survey import fit_features, survey_features
 from orchestrator.data.features.target import Target, resolve_target
 from orchestrator.data.features.tokens import fit_tokenizer
-from orchestrator.data.features.transforms import Affine
 from orchestrator.data.prepared.prepared import EXAMPLE, FORMAT_VERSION, MANIFEST, Manifest, Prepared
 from orchestrator.data.sources.fingerprint import hash_file
 from orchestrator.data.sources.read import read_source
 from orchestrator.data.split import split_rows
 from orchestrator.errors import DataError, SourceError
-from orchestrator.spec.data import DataSection, Standardize
+from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
 
 _EXAMPLE_ROWS = 5
@@ -59,7 +64,10 @@ def build(
     raw = read_source(section)
     schema = describe_features(raw, section)
     cleaned = clean(raw, section.clean, features=schema.columns, target=section.target)
-    require_complete(cleaned.table, schema.columns, section.target)
+    categorical = categorical_columns(section, schema)
+    require_complete(
+        cleaned.table, [name for name in schema.columns if name not in categorical], section.target
+    )
     pipeline = Pipeline(schema, image_size=section.image.size, image_mode=section.image.mode)
     if task == "language_modeling":
         samples = _stream_samples(cleaned, pipeline, section, seed)
@@ -122,17 +130,16 @@ def _row_samples(
     pipeline = replace(
         pipeline,
         fills={name: value for name, value in fills.items() if name in schema.columns},
-        target_transform=_fit_target(section, target, train),
         classes=list(target.classes) if target.classes is not None else None,
     )
-    if section.text is not None:
-        texts = table[schema.columns[0]].to_pylist()
-        tokenizer = fit_tokenizer(section.text, (texts[row] for row in train))
-        pipeline = replace(pipeline, tokenizer=tokenizer)
-        features = tokenizer.rows(texts, section.text.length)
-    else:
-        features = features if features is not None else _features(table, pipeline)
-        pipeline = replace(pipeline, transforms=tuple(transforms.fit(section.transforms, features[train])))
+    if schema.kind == "array":
+        features = _arrays(table, pipeline)
+    is_train = np.isin(np.arange(table.num_rows), train)
+    keys = row_keys(cleaned.rows, seed=seed)
+    partial = survey_features(section, pipeline, table, is_train, target.values, keys, encoded=features)
+    pipeline = fit_features(section, pipeline, [partial])
+    if features is None:
+        features = pipeline.encode_training(table, np.where(is_train, fold_numbers(keys), -1))
     return _Samples(features, target, cleaned.rows, parts, pipeline, before - cleaned.table.num_rows)
 
 
@@ -143,12 +150,14 @@ def _stream_samples(cleaned: Cleaned, pipeline: Pipeline, section: DataSection, 
             "train.task language_modeling learns the next token of a text column",
             "write data.text, and leave data.target and data.target_transform out",
         )
-    length, name = section.text.length, pipeline.raw_schema.columns[0]
+    name = pipeline.raw_schema.columns[0]
     table, fills = refit_fills(cleaned, np.arange(0))
     documents = split_documents(table[name].to_pylist(), section.split, seed)
-    tokenizer = fit_tokenizer(section.text, joined(documents["train"]), keep_end=True)
-    cut = {part: cut_samples(pieces, tokenizer, length) for part, pieces in documents.items()}
-    require_samples(cut, section.split, length)
+    tokenizer = fit_tokenizer(
+        section.text, fitting_texts(documents["train"], section.text), language_model=True
+    )
+    cut = {part: make_samples(pieces, tokenizer, section.text) for part, pieces in documents.items()}
+    require_samples(cut, section.split, section.text)
     ends = np.cumsum([0, *(len(samples.rows) for samples in cut.values())])
     values = np.concatenate([samples.targets for samples in cut.values()])
     return _Samples(
@@ -178,32 +187,14 @@ def _decoded(cleaned: Cleaned, pipeline: Pipeline, section: DataSection) -> tupl
     return (cleaned, pixels) if keep.all() else (cleaned.keep(keep), pixels[keep])
 
 
-def _features(table: pa.Table, pipeline: Pipeline) -> NDArray[Any]:
-    schema = pipeline.raw_schema
-    if schema.kind == "table":
-        return number_matrix(table, schema.columns)
-    name = schema.columns[0]
+def _arrays(table: pa.Table, pipeline: Pipeline) -> NDArray[Any]:
+    name = pipeline.raw_schema.columns[0]
     try:
         return array_matrix(array_values(table[name]), pipeline.stored_shape)
     except ValueError as error:
         raise SourceError(
             f"feature '{name}': {error}", "give every row an array of the same shape"
         ) from error
-
-
-def _fit_target(section: DataSection, target: Target, train: NDArray[np.int64]) -> Affine | None:
-    if section.target_transform is None:
-        return None
-    if target.task != "regression":
-        raise SourceError(
-            f"data.target_transform: the target '{section.target}' holds classes ({target.task})",
-            "leave target_transform out",
-        )
-    # As float64, so that mean and deviation do not lose digits to the target's offset.
-    return transforms.fit([_STANDARDIZE], target.values[train].astype(np.float64)[:, None])[0]
-
-
-_STANDARDIZE = Standardize(kind="standardize")
 
 
 def _write_part(folder: Path, name: str, samples: _Samples) -> Path:
