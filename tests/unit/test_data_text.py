@@ -258,6 +258,7 @@ def test_a_language_model_learns_from_whole_documents(tmp_path: Path) -> None:
     ("more", "message"),
     [
         ({"split": {"kind": "stratified"}}, "stratified"),
+        ({"text": {"pad": "left"}}, r"data.text.pad: left"),
         ({"text": {"length": 60}}, r"val part holds fewer than the 61 tokens"),
         ({"target": "text", "features": ["other"]}, "no column 'other'"),
         ({"target_transform": "standardize"}, "leave data.target and data.target_transform out"),

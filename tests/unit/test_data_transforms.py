@@ -62,7 +62,7 @@ def _fit(
 def _fitted(x: np.ndarray, *steps: dict[str, Any]) -> np.ndarray:
     """The rows as they come out of a pipeline that was fitted on them."""
     pipeline = _fit(_section(*steps), x)
-    return pipeline.transform(torch.from_numpy(pipeline.encode(_rows(x)))).numpy()
+    return pipeline.transform(torch.tensor(pipeline.encode(_rows(x)))).numpy()
 
 
 @given(st.integers(2, 60), st.integers(1, 5), st.integers(0, 99))

@@ -121,7 +121,7 @@ class CategoryStats:
 
     def in_order(self) -> CategoryStats:
         """Sorted by category, null last."""
-        order = np.asarray(pc.sort_indices(self.values, null_placement="at_end"))
+        order = np.asarray(pc.sort_indices(self.values))
         return CategoryStats(
             self.values.take(pa.array(order)), self.count[order], self.mean[order], self.squares[order]
         )

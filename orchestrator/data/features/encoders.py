@@ -26,8 +26,6 @@ from orchestrator.spec.data import CategoryTransform, Hashing, OneHot, Ordinal
 MAX_ONE_HOT = 10_000
 """Categories of a column of which one_hot makes a column each."""
 
-_NO_FOLDS = np.zeros((0, 0, 0))
-
 
 @dataclass(frozen=True)
 class Encoder:
@@ -45,7 +43,7 @@ class Encoder:
     """Of `target`: as many numbers as `unknown` for each category."""
     buckets: int = 0
     """Of `hashing`."""
-    out_of_fold: NDArray[np.float64] = field(default=_NO_FOLDS, repr=False, compare=False)
+    out_of_fold: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
     """Of `target`, while data is prepared: the values that leave out each fold, shape (folds, categories + 1,
     numbers), the last ones being for a category that no other fold has. Not saved with a model."""
 
@@ -77,7 +75,7 @@ class Encoder:
         stored = self._table[codes]
         known = np.zeros(len(codes), bool) if folds is None or self.kind != "target" else folds >= 0
         if folds is not None and known.any():
-            if not len(self.out_of_fold):
+            if self.out_of_fold is None:
                 raise DataError(
                     "a saved pipeline cannot encode training rows", "fit it anew on the training part"
                 )

@@ -161,6 +161,7 @@ def _encoded_spreads(encoder: Encoder, stats: CategoryStats) -> list[Spread]:
         return [Spread.of_counts(np.array([0.0, 1.0]), np.array([total - count, count])) for count in counts]
     if encoder.kind == "ordinal":
         return [Spread.of_counts(np.arange(len(counts), dtype=np.float64), counts)]
+    assert encoder.out_of_fold is not None
     values = encoder.out_of_fold[:, :-1]  # (folds, categories, numbers)
     return [Spread.of_counts(values[..., i].T.ravel(), stats.count.ravel()) for i in range(values.shape[2])]
 

@@ -164,11 +164,16 @@ def fit_vocabulary(section: Text, counts: Counter[str], *, language_model: bool 
     equally frequent ones the smaller text first, at most `vocab_size` ids in all.
 
     That of a language model keeps a long text's end and pads behind it. Raises SourceError where there is no
-    token at all.
+    token at all, and for a language model that is to pad before a text.
     """
     kind = section.tokenizer
     keep_end = language_model or section.truncate == "left"
-    pad_start = section.pad == "left" and not language_model
+    pad_start = section.pad == "left"
+    if language_model and pad_start:
+        raise SourceError(
+            "data.text.pad: left, and a language model learns to go on from the beginning of a text",
+            "leave pad out, or write pad: right",
+        )
     if kind == "byte":
         return Tokenizer("byte", keep_end=keep_end, pad_start=pad_start)
     if not counts:

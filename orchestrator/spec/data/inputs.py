@@ -37,7 +37,7 @@ class Text(Section):
     lowercase: bool = True
     """word only: `The` and `the` are one token."""
     pad: Literal["right", "left"] = "right"
-    """Where padding stands; a language model's stands at the right."""
+    """Where padding stands; that of a language model only at the right."""
     truncate: Literal["right", "left"] = "right"
     """Which end of a text is cut off that is too long. For prediction, a language model always goes on from the
     text's end."""
