@@ -25,8 +25,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "spec": frozenset({"pydantic", "pydantic_core", "yaml"}),
     "data": frozenset(
         {
-            *("PIL", "filelock", "fsspec", "numpy", "pandas", "pyarrow", "sklearn", "torch", "torchvision"),
-            *("adbc_driver_postgresql", "pymongo", "pymongoarrow"),
+            *("PIL", "filelock", "fsspec", "numpy", "pandas", "pyarrow", "sklearn", "tokenizers"),
+            *("torch", "torchvision", "adbc_driver_postgresql", "pymongo", "pymongoarrow"),
         },
     ),
     "models": frozenset({"safetensors", "torch", "torchvision"}),

@@ -84,7 +84,7 @@ def write_bundle(
         "pipeline": pipeline.to_dict(),
         "input_example": example,
         "signature": signature(pipeline, task),
-        "pip_requirements": pip_requirements(model.name),
+        "pip_requirements": pip_requirements(model.name, pipeline),
         "modules": list(modules),
         "tied_weights": tied,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.data.features.encoders import Encoder
     from orchestrator.data.features.pipeline import Pipeline
 
 FORMAT = 1
@@ -22,7 +23,7 @@ LOADER_MODULE = "orchestrator.export.pyfunc"
 
 _SCORING_PACKAGES = ("numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
 # MLflow widens a column and never narrows it: the widest of a kind takes what pandas and JSON give.
-_COLUMN_TYPES = {"b": "boolean", "i": "long", "u": "long", "f": "double"}
+_COLUMN_TYPES = {"b": "boolean", "i": "long", "u": "long", "f": "double", "U": "string"}
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def pyfunc_fields(folder: str | Path) -> dict[str, Any]:
 def signature(pipeline: Pipeline, task: str) -> dict[str, str | None]:
     """The raw rows and the predictions, in the form of MLflow's `ModelSignature.to_dict()`.
 
-    Arrays are one tensor, encoded images one binary column, texts one string column, tables a column each.
+    Arrays are one tensor, encoded images one binary column, texts one string column, tables a column each, of
+    strings too where these are encoded.
     """
     schema = pipeline.raw_schema
     if schema.kind == "array":
@@ -74,7 +76,7 @@ def signature(pipeline: Pipeline, task: str) -> dict[str, str | None]:
         inputs = [_column(schema.columns[0], "string")]
     else:
         inputs = [
-            _column(name, _column_type(dtype))
+            _column(name, _column_type(dtype, pipeline.encoders.get(name)))
             for name, dtype in zip(schema.columns, schema.dtypes, strict=True)
         ]
     classes = pipeline.classes or []
@@ -91,12 +93,15 @@ def code_paths() -> list[str]:
     return [str(Path(__file__).resolve().parents[1])]
 
 
-def pip_requirements(model_name: str) -> list[str]:
-    """What scoring needs, pinned to the versions installed here; `model_name` is the spec's `model.name`.
+def pip_requirements(model_name: str, pipeline: Pipeline | None = None) -> list[str]:
+    """What scoring needs, pinned to the versions installed here; `model_name` is the spec's `model.name`, and the
+    pipeline's tokenizer may need a library.
 
     Without a local suffix such as `+cpu`: whoever scores chooses the build.
     """
     packages = [*_SCORING_PACKAGES, *(["torchvision"] if model_name.startswith("torchvision/") else [])]
+    if pipeline is not None and pipeline.tokenizer is not None and pipeline.tokenizer.kind == "bpe":
+        packages.append("tokenizers")
     return [f"{name}=={version(name).partition('+')[0]}" for name in packages]
 
 
@@ -104,10 +109,12 @@ def _column(name: str, kind: str) -> dict[str, Any]:
     return {"type": kind, "name": name, "required": True}
 
 
-def _column_type(dtype: str) -> str:
+def _column_type(dtype: str, encoder: Encoder | None) -> str:
     import numpy as np
 
-    return _COLUMN_TYPES[np.dtype(dtype).kind]
+    kind = _COLUMN_TYPES[np.dtype(dtype).kind]
+    # Integers among which are nulls are floats to pandas and to MLflow.
+    return "double" if kind == "long" and encoder is not None and None in encoder.categories else kind
 
 
 def _label_type(classes: list[Any]) -> str:

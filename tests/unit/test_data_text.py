@@ -129,7 +129,11 @@ def test_gaps_between_texts_are_filled_as_in_training(tmp_path: Path) -> None:
             {},
             r"'text' is string. name other columns .*, or read 'text' as text by data.text$",
         ),
-        ({"x": [1], "text": ["a"]}, {}, r"data.features: \[x\], or read 'text' .* data.features: \[text\]"),
+        (
+            {"x": [1], "text": ["a"]},
+            {},
+            r"data.features: \[x\], encode them .*, or read 'text' .* data.features: \[text\]",
+        ),
         ({"x": [1], "text": ["a"]}, {"text": {}}, r"one column of strings.*are x, text.*features: \[text\]"),
         ({"x": [1]}, {"text": {}}, r"data.text: feature 'x' is int64"),
         ({"text": [" "]}, {"text": {}}, r"data.text: the texts of the training part hold no token"),
@@ -254,6 +258,7 @@ def test_a_language_model_learns_from_whole_documents(tmp_path: Path) -> None:
     ("more", "message"),
     [
         ({"split": {"kind": "stratified"}}, "stratified"),
+        ({"text": {"pad": "left"}}, r"data.text.pad: left"),
         ({"text": {"length": 60}}, r"val part holds fewer than the 61 tokens"),
         ({"target": "text", "features": ["other"]}, "no column 'other'"),
         ({"target_transform": "standardize"}, "leave data.target and data.target_transform out"),

@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.data.features import tokens
 from orchestrator.data.features.documents import Piece, cut_samples, joined, split_documents
-from orchestrator.data.features.tokens import Tokenizer, fit_tokenizer
+from orchestrator.data.features.tokens import (
+    Tokenizer,
+    count_tokens,
+    fit_tokenizer,
+    fit_vocabulary,
+    merge_counts,
+)
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import Split, Text
 
@@ -54,6 +61,8 @@ def test_rows_are_those_of_the_definition(
     section = Text(tokenizer=kind, length=12, vocab_size=vocab_size, lowercase=lowercase)  # type: ignore[arg-type]
     texts = ["x", *train]
     tokenizer = fit_tokenizer(section, texts)
+    parted = merge_counts(count_tokens(section, texts[:2]), count_tokens(section, texts[2:]))
+    assert fit_vocabulary(section, parted) == tokenizer
     rows = tokenizer.rows([*texts, *more], 12)
     assert rows.tolist() == _naive_rows([*texts, *more], texts, section)
     assert tokenizer.vocab_size <= max(vocab_size, 258 if kind == "byte" else 0)
@@ -85,9 +94,45 @@ def test_tokens_have_their_text_back() -> None:
 
 def test_the_end_that_is_kept() -> None:
     section = Text(tokenizer="char")
-    first, last = fit_tokenizer(section, ["abcd"]), fit_tokenizer(section, ["abcd"], keep_end=True)
+    first, last = fit_tokenizer(section, ["abcd"]), fit_tokenizer(section, ["abcd"], language_model=True)
     assert first.rows(["abcd", "a"], 2).tolist() == [[2, 3], [2, 0]]
     assert last.rows(["abcd", "a"], 2).tolist() == [[4, 5], [2, 0]]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bpe"])
+@pytest.mark.parametrize(
+    ("pad", "truncate", "expected"),
+    [
+        ("right", "right", [[0, 1], [0, None]]),
+        ("left", "right", [[0, 1], [None, 0]]),
+        ("right", "left", [[2, 3], [0, None]]),
+        ("left", "left", [[2, 3], [None, 0]]),
+    ],
+)
+def test_either_end_is_padded_or_cut(
+    kind: str, pad: str, truncate: str, expected: list[list[int | None]]
+) -> None:
+    section = Text.model_validate({"tokenizer": kind, "pad": pad, "truncate": truncate})
+    tokenizer = fit_tokenizer(section, ["a ; 5 b"])
+    ids = tokenizer.ids("a;5.")
+    assert len(ids) == 4
+    rows = tokenizer.rows(["a;5.", "a"], 2)
+    assert rows.tolist() == [[0 if at is None else int(ids[at]) for at in row] for row in expected]
+    assert Tokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
+
+
+def test_tokenizers_of_older_models_still_load() -> None:
+    tokenizer = fit_tokenizer(Text(tokenizer="word"), ["a b"])
+    old = {name: value for name, value in tokenizer.to_dict().items() if name not in ("pad_start", "merges")}
+    assert Tokenizer.from_dict(old) == tokenizer
+
+
+def test_tokens_of_more_texts_than_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MAX_COUNTED", 3)
+    section = Text(tokenizer="char")
+    merged = merge_counts(count_tokens(section, ["aaabbc"]), count_tokens(section, ["aaddde"]))
+    assert merged == {"a": 5, "d": 3, "b": 2}
+    assert fit_vocabulary(section, merged).vocabulary == ("a", "d", "b")
 
 
 def test_texts_without_a_token_teach_nothing() -> None:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from orchestrator.data.features.encoders import Encoder
 from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import RawSchema
 from orchestrator.data.features.tokens import Tokenizer
@@ -45,6 +47,15 @@ LABELS = Pipeline(RawSchema("table", ("x1", "x2"), ("float64", "float64")), clas
 TEXTS = Pipeline(
     RawSchema("text", ("review",), ("str",), (4,)), classes=[0, 1], tokenizer=Tokenizer("char", ("a", "b"))
 )
+CATEGORIES = Pipeline(
+    RawSchema("table", ("color", "shop", "new", "size"), ("str", "int64", "bool", "float64")),
+    encoders={
+        "color": Encoder("one_hot", "str", ("blue", "red")),
+        "shop": Encoder("target", "int64", (1, 5), (0.5,), ((0.25,), (0.75,))),
+        "new": Encoder("hashing", "bool", buckets=3),
+    },
+    classes=["no", "yes"],
+)
 STREAM = Pipeline(RawSchema("text", ("text",), ("str",), (4,)), tokenizer=Tokenizer("byte", keep_end=True))
 
 
@@ -58,6 +69,14 @@ def png(value: int) -> bytes:
 
 ARRAY_ROWS = np.arange(3 * 64, dtype=np.float64).reshape(3, 8, 8)
 TABLE_ROWS = pd.DataFrame({"width": [1.5, 2.5], "count": [3, 4], "flag": [True, False]})
+CATEGORY_ROWS = pd.DataFrame(
+    {
+        "color": ["red", "green", "blue"],
+        "shop": [5, 1, 7],
+        "new": [True, False, True],
+        "size": [0.5, 1.5, 2.5],
+    }
+)
 IMAGE_ROWS = pd.DataFrame({"photo": [png(3), png(200)]})
 NUMBER_ROWS = pd.DataFrame({"x1": [0.5, 1.5], "x2": [1.0, -1.0]})
 REVIEW_ROWS = pd.DataFrame({"review": ["abba", "b"]})
@@ -65,6 +84,7 @@ TEXT_ROWS = pd.DataFrame({"text": ["to be or not", "a"]})
 CASES: dict[str, tuple[Pipeline, str, Any]] = {
     "array": (ARRAYS, "multiclass", ARRAY_ROWS),
     "table": (TABLE, "binary", TABLE_ROWS),
+    "categories": (CATEGORIES, "binary", CATEGORY_ROWS),
     "image": (IMAGES, "binary", IMAGE_ROWS),
     "regression": (NUMBERS, "regression", NUMBER_ROWS),
     "multilabel": (LABELS, "multilabel", NUMBER_ROWS),
@@ -162,6 +182,30 @@ def test_the_signature_is_the_one_that_mlflow_infers(kind: str, tmp_path: Path, 
     assert ours.to_dict() == signature(pipeline, task)
 
 
+def test_nulls_that_are_categories_pass_the_signature(tmp_path: Path, pyfunc: Any) -> None:
+    encoders = {
+        "color": Encoder("one_hot", "str", ("red", None)),
+        "shop": Encoder("ordinal", "int64", (1, 5, None)),
+        "size": Encoder("ordinal", "int64", (1, 2)),
+    }
+    pipeline = Pipeline(
+        RawSchema("table", ("color", "shop", "size"), ("str", "int64", "int64")), encoders=encoders
+    )
+    rows = pd.DataFrame({"color": ["red", None], "shop": [5, None], "size": [1, 2]})
+    assert pipeline.encode(rows).tolist() == [[0, 1, 0], [1, 2, 1]]
+    write(tmp_path / "bundle", pipeline, "regression", rows)
+    save(pyfunc, tmp_path / "bundle", tmp_path / "saved", rows[:1])
+    loaded = pyfunc.load_model(str(tmp_path / "saved"))
+    expected = load_bundle(tmp_path / "bundle").predict(rows)
+    pd.testing.assert_frame_equal(loaded.predict(rows), expected)
+    without_nulls = loaded.predict(pd.DataFrame({"color": ["red"], "shop": [5], "size": [1]}))
+    pd.testing.assert_frame_equal(without_nulls, expected[:1])
+    as_dicts = load_bundle(tmp_path / "bundle").predict(
+        [{"color": "red", "shop": 5, "size": 1}, {"color": None, "shop": None, "size": 2}]
+    )
+    pd.testing.assert_frame_equal(as_dicts, expected)
+
+
 def test_the_example_of_images_is_base64_text(tmp_path: Path) -> None:
     write(tmp_path, IMAGES, "binary", IMAGE_ROWS)
     rows = json.loads((tmp_path / pyfunc_fields(tmp_path)["input_example"]).read_text())
@@ -230,6 +274,12 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
     assert all("+" not in line and "==" in line for line in pip_requirements("torchvision/resnet18"))
     assert "torchvision" not in pinned
     assert "torchvision" in {line.partition("==")[0] for line in pip_requirements("torchvision/resnet18")}
+    assert "tokenizers" not in pinned
+    tokenizer = Tokenizer("bpe", ("a",))
+    assert any(
+        line.startswith("tokenizers==")
+        for line in pip_requirements("cnn", replace(TEXTS, tokenizer=tokenizer))
+    )
     distributions = packages_distributions()
     wanted = {
         distribution.lower()

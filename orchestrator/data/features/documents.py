@@ -1,4 +1,5 @@
-"""Documents to samples of a language model: part them, join each part into one stream of tokens, cut it.
+"""Documents to samples of a language model: part them, then join each part into one stream of tokens and cut it,
+or take each document by itself.
 
 Imports: numpy.
 """
@@ -12,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.features.tokens import Tokenizer
+from orchestrator.data.features.tokens import IGNORED, PADDING, Tokenizer
 from orchestrator.data.split import PARTS, split_rows
 from orchestrator.errors import SourceError
-from orchestrator.spec.data import Split
+from orchestrator.spec.data import Split, Text
 
 FEW_DOCUMENTS = 20
 """With fewer, every document gives a piece to every part: whole ones would make parts of chance sizes."""
@@ -30,8 +31,8 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples cut from a stream; `targets` are the `features` one token later, both (samples, length).
-    `rows` (samples,) are the documents in which the samples begin."""
+    """Samples of tokens; `targets` are the `features` one token later, both (samples, length), and IGNORED where
+    that is padding. `rows` (samples,) are the documents in which the samples begin."""
 
     features: NDArray[Any]
     targets: NDArray[Any]
@@ -70,10 +71,22 @@ def joined(pieces: Sequence[Piece]) -> list[str]:
     return [f"{piece.text}\n" for piece in pieces[:-1]] + [piece.text for piece in pieces[-1:]]
 
 
+def fitting_texts(pieces: Sequence[Piece], section: Text) -> list[str]:
+    """What the tokenizer is fitted on: the texts as the samples have them."""
+    return joined(pieces) if section.pack else [piece.text for piece in pieces]
+
+
+def make_samples(pieces: Sequence[Piece], tokenizer: Tokenizer, section: Text) -> Samples:
+    """The samples of a part, of `section.length` tokens: packed into a stream, or one for each piece."""
+    if section.pack:
+        return cut_samples(pieces, tokenizer, section.length)
+    return piece_samples(pieces, tokenizer, section.length, keep_end=section.truncate == "left")
+
+
 def cut_samples(pieces: Sequence[Piece], tokenizer: Tokenizer, length: int) -> Samples:
     """All samples of `length` tokens that follow each other in the stream of the pieces; the last token of
     one sample's targets is the first of the next one's features. What is left at the end is dropped."""
-    ids = [tokenizer.ids(text) for text in joined(pieces)]
+    ids = tokenizer.batch(joined(pieces))
     stream = np.concatenate([np.empty(0, tokenizer.dtype), *ids])
     count = max(0, len(stream) - 1) // length
     used = count * length
@@ -86,11 +99,31 @@ def cut_samples(pieces: Sequence[Piece], tokenizer: Tokenizer, length: int) -> S
     )
 
 
-def require_samples(parts: Mapping[str, Samples], split: Split, length: int) -> None:
+def piece_samples(
+    pieces: Sequence[Piece], tokenizer: Tokenizer, length: int, *, keep_end: bool = False
+) -> Samples:
+    """A sample for each piece of two tokens or more, padded behind its end. Of one with more than `length` + 1
+    tokens the first ones are kept, or with `keep_end` the last."""
+    tokens = tokenizer.batch([piece.text for piece in pieces])
+    used = [(piece.row, ids) for piece, ids in zip(pieces, tokens, strict=True) if len(ids) > 1]
+    features = np.full((len(used), length), PADDING, tokenizer.dtype)
+    # Wide enough for the ids and for IGNORED.
+    targets = np.full(
+        features.shape, IGNORED, np.int16 if tokenizer.vocab_size <= np.iinfo(np.int16).max else np.int32
+    )
+    for sample, (_, ids) in enumerate(used):
+        kept = ids[-length - 1 :] if keep_end else ids[: length + 1]
+        features[sample, : len(kept) - 1] = kept[:-1]
+        targets[sample, : len(kept) - 1] = kept[1:]
+    return Samples(features, targets, np.array([row for row, _ in used], np.int64))
+
+
+def require_samples(parts: Mapping[str, Samples], split: Split, section: Text) -> None:
     """Raises SourceError where a part that should have samples has none."""
+    needed = section.length + 1 if section.pack else 2
     for name, samples in parts.items():
         if getattr(split, name) > 0 and not len(samples.features):
             raise SourceError(
-                f"data.split: the {name} part holds fewer than the {length + 1} tokens of one sample",
+                f"data.split: the {name} part holds fewer than the {needed} tokens of one sample",
                 f"give more text, lower data.text.length, or change data.split.{name}",
             )

@@ -7,9 +7,9 @@ tensors.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,16 +17,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from orchestrator.data.cleaning.clean import Fill
-from orchestrator.data.columns import (
-    array_values,
-    is_array,
-    is_encoded_image,
-    is_number,
-    is_text,
-    unknown_column,
-)
+from orchestrator.data.columns import array_values, is_array, is_encoded_image, is_number, is_text
 from orchestrator.data.features import transforms
+from orchestrator.data.features.categories import category_values
+from orchestrator.data.features.encoders import Encoder, Layout, table_layout
 from orchestrator.data.features.images import decode_images
+from orchestrator.data.features.rows import are_dicts, named_columns, rows_table
 from orchestrator.data.features.schema import (
     RawSchema,
     array_matrix,
@@ -37,7 +33,6 @@ from orchestrator.data.features.schema import (
 from orchestrator.data.features.target import Label
 from orchestrator.data.features.tokens import Tokenizer
 from orchestrator.data.features.transforms import Affine
-from orchestrator.data.sources.read import to_table
 from orchestrator.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,6 +48,8 @@ class Pipeline:
     image_mode: Literal["rgb", "grayscale"] = "rgb"
     fills: Mapping[str, Fill] = field(default_factory=dict)
     """What a null of a column becomes."""
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
+    """Of a table's columns of categories."""
     transforms: tuple[Affine, ...] = ()
     target_transform: Affine | None = None
     classes: list[Label] | None = None
@@ -66,12 +63,24 @@ class Pipeline:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of one encoded row: (height, width, channels), (columns,) or (tokens,)."""
+        if self.raw_schema.kind == "table":
+            return (len(self.layout.stored_columns),)
         return stored_shape(self.raw_schema, self.image_size, self.image_mode)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one row of a model's input: (channels, height, width), (columns,) or (tokens,)."""
-        return model_shape(self.stored_shape)
+        return (
+            (len(self.layout.raw_columns),)
+            if self.raw_schema.kind == "table"
+            else model_shape(self.stored_shape)
+        )
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the columns of a table are stored, and what a model's input has of them."""
+        columns = self.raw_schema.columns
+        return table_layout([self.encoders.get(name) for name in columns])
 
     @property
     def vocab_size(self) -> int | None:
@@ -81,11 +90,23 @@ class Pipeline:
     def encode(self, rows: object) -> NDArray[Any]:
         """Raw rows as an array of shape (rows, *stored_shape): uint8 for encoded images and uint8 arrays,
         token ids in the tokenizer's type for text, else float32. Takes a pyarrow Table, a pandas DataFrame,
-        a dict of columns, a list of row dicts, a numpy array (arrays, or numbers with columns in order), or
+        a dict of columns, a list of row dicts, a numpy array (arrays, or values with columns in order), or
         a list of encoded images' bytes or of texts.
 
         Raises DataError where columns, shapes or values do not fit.
         """
+        return self._encode(rows, None)
+
+    def encode_training(self, rows: object, folds: NDArray[np.int64]) -> NDArray[Any]:
+        """As `encode`, but a training row's target means leave out the rows of its fold: its own target is not
+        in its features. `folds` (rows,) are those of `fold_numbers`; -1 for a row of another part.
+
+        Only a pipeline fresh from `fit_features` can, or a pickled copy of one: the means that leave out a fold
+        are not saved with a model.
+        """
+        return self._encode(rows, folds)
+
+    def _encode(self, rows: object, folds: NDArray[np.int64] | None) -> NDArray[Any]:
         kind = self.raw_schema.kind
         if kind == "array":
             return self._encode_arrays(rows)
@@ -93,7 +114,7 @@ class Pipeline:
             return self._encode_images(rows)
         if kind == "text":
             return self._encode_texts(rows)
-        return self._encode_numbers(rows)
+        return self._encode_columns(rows, folds)
 
     def transform(self, features: Tensor) -> Tensor:
         """Encoded rows as a model's input: float32, or int64 for tokens; contiguous, shape
@@ -110,6 +131,8 @@ class Pipeline:
             else:
                 features = features.reshape(rows, *shape).permute(0, 3, 1, 2)
         inputs = features.to(torch.float32, memory_format=torch.contiguous_format)
+        if self.encoders and self.layout.expands:
+            inputs = self._expanded(inputs)
         scaling = self._scaling(inputs)
         return inputs if scaling is None else transforms.apply(inputs, *scaling)
 
@@ -131,6 +154,7 @@ class Pipeline:
             "image_size": list(self.image_size),
             "image_mode": self.image_mode,
             "fills": dict(self.fills),
+            "encoders": {name: encoder.to_dict() for name, encoder in self.encoders.items()},
             "transforms": [step.to_dict() for step in self.transforms],
             "target_transform": self.target_transform.to_dict() if self.target_transform else None,
             "classes": self.classes,
@@ -146,6 +170,9 @@ class Pipeline:
             image_size=(int(value["image_size"][0]), int(value["image_size"][1])),
             image_mode=value["image_mode"],
             fills=dict(value["fills"]),
+            encoders={
+                name: Encoder.from_dict(encoder) for name, encoder in value.get("encoders", {}).items()
+            },
             transforms=tuple(Affine.from_dict(step) for step in value["transforms"]),
             target_transform=Affine.from_dict(target) if target else None,
             classes=list(value["classes"]) if value["classes"] is not None else None,
@@ -153,7 +180,23 @@ class Pipeline:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Pipeline.from_dict, (self.to_dict(),)  # tensors of this process's devices stay here
+        # Tensors of this process's devices stay here; what `to_dict` leaves out of a saved model goes along.
+        return _restored, (self.to_dict(), dict(self.encoders))
+
+    def _expanded(self, stored: Tensor) -> Tensor:
+        """A table's stored rows with a column of 0 and 1 for each category, float32 (rows, width)."""
+        import torch
+
+        key = "layout", stored.device
+        if key not in self._tensors:
+            layout = self.layout
+            self._tensors[key] = (
+                torch.from_numpy(layout.sources).to(stored.device),
+                torch.from_numpy(layout.codes).to(stored.device),
+            )
+        sources, codes = self._tensors[key]
+        taken = stored.index_select(1, sources)
+        return torch.where(codes.isnan(), taken, (taken == codes).to(torch.float32))
 
     def _scaling(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
         """Shift and divide on the inputs' device, shaped to broadcast; made once per device."""
@@ -174,7 +217,7 @@ class Pipeline:
     def _encode_arrays(self, rows: object) -> NDArray[Any]:
         shape, name = self.raw_schema.shape, self.raw_schema.columns[0]
         wanted = "(rows, " + ", ".join(str(n) for n in shape) + ")"
-        if isinstance(rows, np.ndarray) or (isinstance(rows, list) and not _are_dicts(rows)):
+        if isinstance(rows, np.ndarray) or (isinstance(rows, list) and not are_dicts(rows)):
             try:
                 values = np.asarray(rows)
             except ValueError as error:
@@ -199,7 +242,7 @@ class Pipeline:
 
     def _encode_images(self, rows: object) -> NDArray[Any]:
         name = self.raw_schema.columns[0]
-        if isinstance(rows, list | np.ndarray) and not _are_dicts(rows):
+        if isinstance(rows, list | np.ndarray) and not are_dicts(rows):
             items = list(rows)
             if not all(isinstance(item, bytes) for item in items):
                 raise DataError("images must be the bytes of encoded files (PNG, JPEG, …)")
@@ -216,7 +259,7 @@ class Pipeline:
 
     def _encode_texts(self, rows: object) -> NDArray[Any]:
         name = self.raw_schema.columns[0]
-        if isinstance(rows, list | np.ndarray) and not _are_dicts(rows):
+        if isinstance(rows, list | np.ndarray) and not are_dicts(rows):
             texts = list(rows)
         else:
             column = self._table(rows)[name]
@@ -231,74 +274,43 @@ class Pipeline:
         assert self.tokenizer is not None
         return self.tokenizer.rows(texts, self.raw_schema.shape[0])
 
-    def _encode_numbers(self, rows: object) -> NDArray[Any]:
-        names = self.raw_schema.columns
-        if isinstance(rows, list) and not _are_dicts(rows):
-            rows = _rectangle(rows)
-        if isinstance(rows, np.ndarray):
-            if rows.ndim != 2 or rows.shape[1] != len(names) or rows.dtype.kind not in "biufO":
-                raise DataError(
-                    f"rows have the shape {rows.shape} ({rows.dtype}), not (rows, {len(names)}) of numbers",
-                    f"give the columns in this order: {', '.join(names)}",
-                )
-            rows = {name: rows[:, i] for i, name in enumerate(names)}
-        table = self._table(rows)
-        for name in names:
-            if not is_number(table.schema.field(name).type) and not pa.types.is_null(
-                table.schema.field(name).type
-            ):
-                raise DataError(f"column '{name}' must hold numbers, not {table.schema.field(name).type}")
-        matrix = number_matrix(table, names)
-        for i, name in enumerate(names):
-            column = matrix[:, i]
-            if name in self.fills:
-                column[np.isnan(column)] = self.fills[name]
-            wrong = np.flatnonzero(~np.isfinite(column))
-            if len(wrong):
-                raise DataError(
-                    f"column '{name}' is null, NaN or infinite in {len(wrong)} of {len(matrix)} rows, "
-                    f"first in row {wrong[0]}",
-                    "give a number, or train with a fill_nulls step for this column",
-                )
-        return matrix
+    def _encode_columns(self, rows: object, folds: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        schema = self.raw_schema
+        table = self._table(named_columns(rows, schema.columns, strings="str" in schema.dtypes))
+        columns = self.layout.stored_columns
+        stored = np.empty((table.num_rows, len(columns)), dtype=np.float32)
+        ends = np.searchsorted(columns, np.arange(len(schema.columns) + 1))
+        for i, (name, dtype) in enumerate(zip(schema.columns, schema.dtypes, strict=True)):
+            places = slice(ends[i], ends[i + 1])
+            if name in self.encoders:
+                values = category_values(table[name], dtype, name)
+                if name in self.fills:
+                    values = values.fill_null(pa.scalar(self.fills[name]).cast(values.type))
+                stored[:, places] = self.encoders[name].encode(values, folds)
+            else:
+                stored[:, places] = self._numbers(table, name)
+        return stored
 
-    def _table(self, rows: Any) -> pa.Table:
-        """The feature columns as a table; what else the rows hold is ignored."""
-        names = list(self.raw_schema.columns)
-        if _are_dicts(rows):
-            known = list(dict.fromkeys(str(name) for row in rows for name in row))
-            rows = {name: [row.get(name) for row in rows] for name in names if name in known}
-        elif isinstance(rows, pa.Table | pa.RecordBatch):
-            known = list(rows.schema.names)
-        elif isinstance(rows, Mapping) or _is_frame(rows):
-            known = [str(name) for name in rows]
-        else:
+    def _numbers(self, table: pa.Table, name: str) -> NDArray[np.float32]:
+        """A column of numbers, gaps filled, shape (rows, 1)."""
+        kind = table.schema.field(name).type
+        if not is_number(kind) and not pa.types.is_null(kind):
+            raise DataError(f"column '{name}' must hold numbers, not {kind}")
+        column = number_matrix(table, (name,))
+        if name in self.fills:
+            column[np.isnan(column)] = self.fills[name]
+        wrong = np.flatnonzero(~np.isfinite(column))
+        if len(wrong):
             raise DataError(
-                f"rows are a {type(rows).__name__}",
-                "give a table, a DataFrame, a dict of columns or an array",
+                f"column '{name}' is null, NaN or infinite in {len(wrong)} of {len(column)} rows, "
+                f"first in row {wrong[0]}",
+                "give a number, or train with a fill_nulls step for this column",
             )
-        for name in names:
-            if name not in known:
-                raise DataError(f"the rows have no column '{name}'", unknown_column(name, known))
-        try:
-            if isinstance(rows, pa.Table | pa.RecordBatch):
-                return to_table(rows.select(names))
-            return to_table({name: rows[name] for name in names})
-        except (pa.ArrowException, TypeError, ValueError) as error:
-            raise DataError(f"the rows do not make a table: {error}") from error
+        return column
+
+    def _table(self, rows: object) -> pa.Table:
+        return rows_table(rows, self.raw_schema.columns)
 
 
-def _is_frame(rows: Any) -> bool:
-    pandas = sys.modules.get("pandas")  # a DataFrame cannot come from anywhere else
-    return pandas is not None and isinstance(rows, pandas.DataFrame)
-
-
-def _are_dicts(rows: Any) -> bool:
-    return isinstance(rows, list) and bool(rows) and all(isinstance(row, Mapping) for row in rows)
-
-
-def _rectangle(rows: list[Any]) -> NDArray[Any]:
-    try:
-        return np.asarray(rows, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"rows must be lists of numbers, all of one length: {error}") from error
+def _restored(saved: dict[str, Any], encoders: dict[str, Encoder]) -> Pipeline:
+    return replace(Pipeline.from_dict(saved), encoders=encoders)

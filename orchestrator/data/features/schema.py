@@ -5,8 +5,9 @@ The same code serves preparation and prediction. Imports: numpy, pyarrow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from orchestrator.data.columns import (
     null_rows,
     numbers,
 )
+from orchestrator.data.features.plan import plan_table
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import DataSection
 
@@ -30,9 +32,9 @@ class RawSchema:
     """What raw rows look like.
 
     `array`: one column of arrays, each of `shape` (height, width), (height, width, channels) or (length,).
-    `encoded_image`: one column of image files' bytes. `table`: number columns, in this order. `text`: one
-    column of strings, of which a row takes `shape` (tokens,).
-    `dtypes` are numpy's names, `bytes` for encoded images; one per column.
+    `encoded_image`: one column of image files' bytes. `table`: columns of numbers, or of strings that a transform
+    encodes, in this order. `text`: one column of strings, of which a row takes `shape` (tokens,).
+    `dtypes` are numpy's names, `bytes` for encoded images, `str` for strings; one per column.
     """
 
     kind: Literal["array", "encoded_image", "table", "text"]
@@ -58,8 +60,8 @@ class RawSchema:
 def describe_features(table: pa.Table, section: DataSection) -> RawSchema:
     """The feature columns of a raw table: those the section names, else all but the target.
 
-    Raises SourceError unless they are one image or array column, or number columns only; with `data.text`,
-    unless they are one column of strings.
+    Raises SourceError unless they are one image or array column, or columns of numbers and of strings that a
+    transform encodes; with `data.text`, unless they are one column of strings.
     """
     names = section.features or [name for name in table.column_names if name != section.target]
     if not names:
@@ -76,25 +78,38 @@ def describe_features(table: pa.Table, section: DataSection) -> RawSchema:
     if special:
         raise SourceError(
             f"column '{special[0]}' holds images or arrays, and cannot be used together with others",
-            f"write data.features: [{special[0]}], or name number columns only",
+            f"write data.features: [{special[0]}], or name columns of numbers or strings only",
         )
-    unfit = [name for name, kind in kinds.items() if not is_number(kind)]
+    dtypes = {name: _dtype(kind) for name, kind in kinds.items()}
+    encoders = plan_table(section.transforms, dtypes).encoders
+    unfit = [name for name, kind in kinds.items() if not is_number(kind) and name not in encoders]
     if unfit:
-        rest = [name for name in names if name not in unfit]
-        shown = f"data.features: [{', '.join(rest[:8])}{', …' if len(rest) > 8 else ''}]"
-        texts = [name for name in unfit if is_text(kinds[name])]
-        one = f" with data.features: [{texts[0]}]" if texts and len(names) > 1 else ""
-        as_text = f", or read '{texts[0]}' as text by data.text{one}" if texts else ""
-        raise SourceError(
-            "feature columns must be numbers (or be one column of encoded images or of arrays): "
-            + ", ".join(f"'{name}' is {kinds[name]}" for name in unfit[:5]),
-            f"leave them out: {shown}{as_text}" if rest else f"name other columns by data.features{as_text}",
+        _refuse(unfit, kinds)
+    return RawSchema("table", tuple(names), tuple(dtypes.values()))
+
+
+def _refuse(unfit: list[str], kinds: dict[str, Any]) -> NoReturn:
+    """Raises SourceError that names what can be done with columns that are neither numbers nor encoded."""
+    rest = [name for name in kinds if name not in unfit]
+    shown = f"data.features: [{', '.join(rest[:8])}{', …' if len(rest) > 8 else ''}]"
+    mends = [f"leave them out: {shown}" if rest else "name other columns by data.features"]
+    texts = [name for name in unfit if is_text(kinds[name])]
+    if texts:
+        one = f" with data.features: [{texts[0]}]" if len(kinds) > 1 else ""
+        mends.append(
+            f"encode them by data.transforms: [{{kind: one_hot, columns: [{', '.join(texts[:5])}]}}]"
         )
-    return RawSchema("table", tuple(names), tuple(_dtype(kind) for kind in kinds.values()))
+        mends.append(f"or read '{texts[0]}' as text by data.text{one}")
+    raise SourceError(
+        "feature columns must be numbers, or strings that data.transforms encodes (or be one column of encoded "
+        "images or of arrays): " + ", ".join(f"'{name}' is {kinds[name]}" for name in unfit[:5]),
+        ", ".join(mends),
+    )
 
 
 def stored_shape(schema: RawSchema, image_size: tuple[int, int], mode: str) -> tuple[int, ...]:
-    """Shape of one encoded row: (height, width, channels) for images, else (columns,) or (tokens,)."""
+    """Shape of one encoded row: (height, width, channels) for images, else (columns,) or (tokens,). Encoders of a
+    table's columns may make it wider."""
     if schema.kind == "encoded_image":
         return (*image_size, 3 if mode == "rgb" else 1)
     if schema.kind == "table":
@@ -107,8 +122,17 @@ def model_shape(stored: tuple[int, ...]) -> tuple[int, ...]:
     return (stored[2], stored[0], stored[1]) if len(stored) == 3 else stored
 
 
-def require_complete(table: pa.Table, names: tuple[str, ...], target: str | None) -> None:
-    """Raises SourceError where features or target hold a null, NaN or infinity after cleaning."""
+def categorical_columns(section: DataSection, schema: RawSchema) -> frozenset[str]:
+    """The columns of a table that a transform encodes; in them a null is a category as any other."""
+    if schema.kind != "table":
+        return frozenset()
+    return frozenset(
+        plan_table(section.transforms, dict(zip(schema.columns, schema.dtypes, strict=True))).encoders
+    )
+
+
+def require_complete(table: pa.Table, names: Sequence[str], target: str | None) -> None:
+    """Raises SourceError where these features or the target hold a null, NaN or infinity after cleaning."""
     for name in (*names, *([target] if target else [])):
         missing = int(null_rows(table[name]).sum())
         number = is_number(table.schema.field(name).type)
@@ -183,4 +207,6 @@ def _describe_array(column: pa.ChunkedArray, name: str) -> RawSchema:
 
 
 def _dtype(kind: Any) -> str:
+    if not is_number(kind):
+        return "str" if is_text(kind) else str(kind)
     return "float64" if pa.types.is_decimal(kind) else np.dtype(kind.to_pandas_dtype()).name
