@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,8 @@ _CHANCE = 0.01
 """A distance that chance gives more often than this is none, whatever its size."""
 _KS_MODERATE = 0.2
 _NULLS_MODERATE, _NULLS_LARGE = 0.05, 0.2
+_UNSEEN = 0.005
+"""Share of the rows in categories never seen, from which on a column has drifted."""
 _CATEGORIES = 50
 _NAMED = 5
 _ORDER = ("none", "moderate", "large")
@@ -38,7 +40,7 @@ class ColumnDrift:
     kind: str
     level: Level
     reasons: tuple[str, ...]
-    """Why the level is what it is, in words; empty for none."""
+    """What changed, in words; new categories in few rows are told without being a drift."""
     psi: float | None = None
     """Population stability index, over the reference's deciles or categories."""
     ks: float | None = None
@@ -80,7 +82,11 @@ def compare(reference: QualityReport, new: QualityReport) -> DriftReport:
     where the Kolmogorov-Smirnov statistic of its numbers is, where its share of nulls changed, where it holds
     categories never seen, or where it is missing or of another kind. Chance is what happens in one of 100 cases.
     """
-    columns = [_column(column, new.column(column.name), new) for column in reference.columns]
+    # Rows that are to be predicted have no target yet.
+    absent = {reference.target} if reference.target and new.column(reference.target) is None else set()
+    columns = [
+        _column(column, new.column(column.name)) for column in reference.columns if column.name not in absent
+    ]
     known = {column.name for column in reference.columns}
     return DriftReport(
         reference_rows=sum(reference.rows),
@@ -93,9 +99,9 @@ def compare(reference: QualityReport, new: QualityReport) -> DriftReport:
 def verdicts(report: DriftReport) -> list[str]:
     """Short lines for the terminal: each column that drifted and why, then what else there is to say."""
     lines = [
-        f"{column.name}: {column.level} drift: {'; '.join(column.reasons)}"
+        f"{column.name}: {'no' if column.level == 'none' else column.level} drift: {'; '.join(column.reasons)}"
         for column in report.columns
-        if column.level != "none"
+        if column.reasons
     ]
     if report.added:
         lines.append(f"new columns, which no model has learned from: {', '.join(report.added[:_NAMED])}")
@@ -103,27 +109,26 @@ def verdicts(report: DriftReport) -> list[str]:
     return [*lines, f"{drifted} of {len(report.columns)} columns drifted, over {report.new_rows} new rows"]
 
 
-def _column(old: ColumnReport, new: ColumnReport | None, whole: QualityReport) -> ColumnDrift:
+def _column(old: ColumnReport, new: ColumnReport | None) -> ColumnDrift:
     if new is None:
-        # New rows to predict have no answer yet.
-        if whole.target is None and not whole.columns:
-            return ColumnDrift(old.name, old.kind, "none", ())
         return ColumnDrift(old.name, old.kind, "large", ("the new data does not have it",))
-    if new.kind != old.kind and not ({new.kind, old.kind} <= {"number", "boolean"}):
+    if new.kind != old.kind:
         return ColumnDrift(old.name, old.kind, "large", (f"it holds {new.kind} instead of {old.kind}",))
-    shares = (old.null_share, new.null_share)
-    nulls = _nulls(old, new)
+    nulls, reasons = _nulls(old, new)
     if old.is_category:
         found = _categories(old, new)
     elif old.numbers is not None and old.numbers.bins:
         found = _numbers(old.numbers, new.numbers)
     else:
-        found = {}
-    level, reasons = (
-        max([nulls[0], found.pop("level", "none")], key=_ORDER.index),
-        (*nulls[1], *found.pop("reasons", ())),
+        found = ColumnDrift(old.name, old.kind, "none", ())
+    return replace(
+        found,
+        name=old.name,
+        kind=old.kind,
+        level=_worse(nulls, found.level),
+        reasons=(*reasons, *found.reasons),
+        null_shares=(old.null_share, new.null_share),
     )
-    return ColumnDrift(old.name, old.kind, level, reasons, null_shares=shares, **found)
 
 
 def _nulls(old: ColumnReport, new: ColumnReport) -> tuple[Level, tuple[str, ...]]:
@@ -135,66 +140,59 @@ def _nulls(old: ColumnReport, new: ColumnReport) -> tuple[Level, tuple[str, ...]
     return level, (f"null in {new.null_share:.1%} of the rows instead of {old.null_share:.1%}",)
 
 
-def _numbers(old: NumberSummary, new: NumberSummary | None) -> dict[str, Any]:
+def _numbers(old: NumberSummary, new: NumberSummary | None) -> ColumnDrift:
+    """By the deciles of the old numbers, and by samples of both."""
     if new is None or not new.sample:
-        return {}
-    bins = np.bincount(np.searchsorted(old.bins, new.sample, side="right"), minlength=len(old.bins) + 1)
-    shares = tuple((bins / len(new.sample)).tolist())
+        return ColumnDrift("", "", "none", ())
+    counts = np.bincount(np.searchsorted(old.bins, new.sample, side="right"), minlength=len(old.bins) + 1)
+    shares = tuple((counts / len(new.sample)).tolist())
     psi = population_stability_index(old.shares, shares)
     ks, p_value = kolmogorov_smirnov(old.sample, new.sample)
     level = _level(psi, psi_p_value(psi, len(shares), old.sample_rows, len(new.sample)))
     reasons = [f"PSI {psi:.2f}"] if level != "none" else []
     if ks >= _KS_MODERATE and p_value < _CHANCE:
-        level = max(level, "moderate", key=_ORDER.index)
+        level = _worse(level, "moderate")
     if level != "none":
         reasons.append(f"KS {ks:.2f} (p {p_value:.2g})")
         reasons.append(f"mean {new.mean:.4g} instead of {old.mean:.4g}")
     edges = [f"{edge:.4g}" for edge in old.bins]
-    names = (f"below {edges[0]}", *(f"from {edge}" for edge in edges))
-    return {
-        "level": level,
-        "reasons": tuple(reasons),
-        "psi": psi,
-        "ks": ks,
-        "p_value": p_value,
-        "bins": names,
-        "shares": (old.shares, shares),
-    }
-
-
-def _categories(old: ColumnReport, new: ColumnReport) -> dict[str, Any]:
-    before, after = dict(old.values), dict(new.values)
-    unseen = (
-        tuple((value, count) for value, count in new.values if value not in before)
-        if old.values_complete
-        else ()
+    return ColumnDrift(
+        *("", "", level, tuple(reasons), psi, ks, p_value),
+        bins=(f"below {edges[0]}", *(f"from {edge}" for edge in edges)),
+        shares=(old.shares, shares),
     )
+
+
+def _categories(old: ColumnReport, new: ColumnReport) -> ColumnDrift:
+    """By the rows of each category."""
+    before, after = dict(old.values), dict(new.values)
     names = list(before)[:_CATEGORIES]
-    first, second = _tally(before, names, old.count - old.nulls), _tally(after, names, new.count - new.nulls)
+    first = _tally(before, names, old.count - old.nulls)
+    second = _tally(after, names, new.count - new.nulls)
     rows, new_rows = sum(first), sum(second)
     if not rows or not new_rows:
-        return {}
+        return ColumnDrift("", "", "none", ())
     shares = tuple(count / rows for count in first), tuple(count / new_rows for count in second)
     psi = population_stability_index(*shares)
     _, p_value = chi_square(first, second)
-    level = _level(psi, min(p_value, 1.0))
+    level = _level(psi, p_value)
     reasons = [f"PSI {psi:.2f} (chi-square p {p_value:.2g})"] if level != "none" else []
+    unseen: Counted = ()
+    if old.values_complete:
+        unseen = tuple((value, count) for value, count in new.values if value not in before)
     if unseen:
-        level = max(level, "moderate", key=_ORDER.index)
         share = sum(count for _, count in unseen) / new_rows
-        named = ", ".join(f"'{value}'" for value, _ in unseen[:_NAMED]) + (
-            ", …" if len(unseen) > _NAMED else ""
-        )
-        reasons.append(f"{len(unseen)} new categories in {share:.2%} of the rows: {named}")
-    return {
-        "level": level,
-        "reasons": tuple(reasons),
-        "psi": psi,
-        "p_value": p_value,
-        "new_categories": unseen,
-        "bins": (*names, "all others"),
-        "shares": shares,
-    }
+        if share >= _UNSEEN:
+            level = _worse(level, "moderate")
+        named = ", ".join(f"'{value}'" for value, _ in unseen[:_NAMED])
+        more = ", …" if len(unseen) > _NAMED else ""
+        reasons.append(f"{len(unseen)} new categories in {share:.2%} of the rows: {named}{more}")
+    return ColumnDrift(
+        *("", "", level, tuple(reasons), psi, None, p_value),
+        new_categories=unseen,
+        bins=(*names, "all others"),
+        shares=shares,
+    )
 
 
 def _tally(counts: Mapping[str, int], names: Sequence[str], known: int) -> list[int]:
@@ -207,3 +205,7 @@ def _level(psi: float, chance: float) -> Level:
     if psi < PSI_MODERATE or chance > _CHANCE:
         return "none"
     return "large" if psi >= PSI_LARGE else "moderate"
+
+
+def _worse(first: Level, second: Level) -> Level:
+    return first if _ORDER.index(first) >= _ORDER.index(second) else second

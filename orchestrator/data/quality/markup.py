@@ -18,7 +18,8 @@ STYLE = """
 main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}h1{font-size:22px;margin:0 0 2px}
 h2{font-size:16px;margin:30px 0 10px}.soft{color:var(--soft)}.num{text-align:right;font-variant-numeric:tabular-nums}
 .cards{display:flex;flex-wrap:wrap;gap:10px;margin-top:16px}.card{background:var(--card);border:1px solid var(--line);
-border-radius:8px;padding:9px 14px;min-width:104px}.card b{display:block;font-size:19px;font-variant-numeric:tabular-nums}
+border-radius:8px;padding:9px 14px;min-width:104px}
+.card b{display:block;font-size:19px;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
 table{border-collapse:collapse;width:100%}th{font-weight:600;text-align:left;color:var(--soft);font-size:12px}
 th,td{padding:7px 10px;border-bottom:1px solid var(--line);vertical-align:middle}tr:last-child td{border-bottom:0}

@@ -1,4 +1,4 @@
-"""The quality report: figures of the data as plain values, which a JSON file can keep. Imports: the standard library."""
+"""The quality report: figures of the data as plain values, for a JSON file. Imports: the standard library."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from orchestrator.data.columns import (
 )
 from orchestrator.data.hashing import Hashes, hash_column, join_hashes
 from orchestrator.data.quality.report import Kind
-from orchestrator.data.quality.sketches import Distinct, Moments, Rows, Sample, Values, place_keys
+from orchestrator.data.quality.sketches import MAX_VALUES, Distinct, Moments, Rows, Sample, Values, place_keys
 from orchestrator.spec.data import DataSection
 
 _SAMPLE_ROWS = 10_000
@@ -191,14 +191,14 @@ def _numbers(column: pa.ChunkedArray, kind: Kind) -> NDArray[np.float64] | None:
 
 
 def _counted(column: pa.ChunkedArray) -> Values:
+    """The values' counts; of very many values those of the most frequent ones."""
     counts = pc.value_counts(column)
-    pairs = zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
-    if len(counts) > 1000:
-        order = np.argsort(-np.asarray(counts.field("counts")), kind="stable")[:1000]
+    complete = len(counts) <= MAX_VALUES + 2  # a null and a NaN are none
+    if not complete:
+        order = np.argsort(-np.asarray(counts.field("counts")), kind="stable")[:MAX_VALUES]
         counts = counts.take(pa.array(order))
-        pairs = zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
-        return Values.of(_by_text(pairs), complete=False)
-    return Values.of(_by_text(pairs))
+    pairs = zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
+    return Values.of(_by_text(pairs), complete)
 
 
 def _by_text(pairs: Any) -> dict[str, int]:
