@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_chunks_make_the_same_report_as_the_whole(chunks: int, seed: int) -> Non
     cuts = [0, *sorted(random.integers(0, rows + 1, chunks - 1).tolist()), rows]
     partials = [
         survey_quality(table.slice(a, b - a), parts[a:b], section(target="y"), chunk=i)
-        for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))
+        for i, (a, b) in enumerate(pairwise(cuts))
     ]
     whole = merge_quality([survey_quality(table, parts, section(target="y"))])
     merged = merge_quality(iter(pickle.loads(pickle.dumps(partials))))

@@ -85,7 +85,8 @@ def test_known_hashes_never_change() -> None:
     assert hash_rows(table, ["a", "b", "c"]).tolist() == KNOWN
     code = (
         "import pyarrow as pa; from orchestrator.data.hashing import hash_rows;"
-        "print(hash_rows(pa.table({'a': [1, 2], 'b': ['x', None], 'c': ['long ' * 100, 'é']}), ['c', 'a', 'b']).tolist())"
+        "table = pa.table({'a': [1, 2], 'b': ['x', None], 'c': ['long ' * 100, 'é']});"
+        "print(hash_rows(table, ['c', 'a', 'b']).tolist())"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == str(KNOWN)
