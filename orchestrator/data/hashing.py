@@ -1,6 +1,6 @@
 """Hash values and rows: 64 bits that are the same on every machine, in every process and version.
 
-A number's hash depends on its value, not on its type: 3, 3.0 and a 3 of 8 bits are one key. Nulls hash to 0. The hash
+A number's hash depends on its value, not on its type: 3, 3.0 and a 3 of 8 bits are one key. Nulls and NaN hash to 0. The hash
 is not cryptographic: it tells rows apart, and nothing may depend on it being hard to forge.
 Imports: numpy, pyarrow.
 """
@@ -23,7 +23,6 @@ Hashes = NDArray[np.uint64]
 _LONG_BYTES = 256
 """Longer values are hashed one by one, by BLAKE2b; shorter ones all together, eight bytes at a time."""
 _NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-_NAN = np.uint64(0x7FF8000000000000)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -41,7 +40,7 @@ def hash_text(text: str, seed: int = 0) -> int:
 
 
 def hash_column(column: pa.ChunkedArray | pa.Array, seed: int = 0) -> Hashes:
-    """A hash per row, shape (rows,); equal values have equal hashes, nulls have 0."""
+    """A hash per row, shape (rows,); equal values have equal hashes, nulls and NaN have 0."""
     if isinstance(column, pa.ChunkedArray):
         pieces = [_hash(chunk, seed) for chunk in column.chunks]
         return np.concatenate(pieces) if pieces else np.zeros(0, np.uint64)
@@ -75,11 +74,13 @@ def _hash(array: pa.Array, seed: int) -> Hashes:
         kind = array.type
     if pa.types.is_dictionary(kind):
         hashes = np.append(_hash(array.dictionary, seed), np.uint64(0))
-        indices = array.indices.fill_null(len(hashes) - 1)
+        indices = array.indices.cast(pa.int64()).fill_null(len(hashes) - 1)
         return hashes[np.asarray(indices.to_numpy(zero_copy_only=False), np.int64)]
     start = mix(np.array([seed], np.uint64) + _STEP)
     hashes = _values(array, start, seed)
     hashes[hashes == 0] = 1
+    if pa.types.is_floating(kind):
+        hashes[np.isnan(_filled(array.cast(pa.float64())))] = 0
     if array.null_count:
         hashes[np.asarray(array.is_null().to_numpy(zero_copy_only=False))] = 0
     return hashes
@@ -135,10 +136,11 @@ def _filled(array: pa.Array) -> NDArray[Any]:
 
 
 def _float_bits(values: NDArray[np.float64]) -> Hashes:
-    """Whole numbers as integers, so that a column read as 3 today and as 3.0 tomorrow is the same; one NaN."""
+    """Whole numbers as integers, so that a column read as 3 today and as 3.0 tomorrow is the same."""
     whole = (np.abs(values) < 2.0**53) & (values == np.floor(values))
-    bits = np.where(np.isnan(values), _NAN, values.view(np.uint64))
-    return np.where(whole, np.where(whole, values, 0).astype(np.int64).view(np.uint64), bits)
+    return np.where(
+        whole, np.where(whole, values, 0).astype(np.int64).view(np.uint64), values.view(np.uint64)
+    )
 
 
 def _rows_as_bytes(array: pa.Array) -> pa.Array:
@@ -149,9 +151,9 @@ def _rows_as_bytes(array: pa.Array) -> pa.Array:
         values = values.cast(pa.uint8())
     numbers = np.ascontiguousarray(_filled(values))
     size = numbers.itemsize * width
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(size), len(array), [None, pa.py_buffer(numbers.tobytes())]
-    ).cast(pa.large_binary())
+    return pa.Array.from_buffers(pa.binary(size), len(array), [None, pa.py_buffer(numbers.tobytes())]).cast(
+        pa.large_binary()
+    )
 
 
 def _lists(array: pa.Array, start: Hashes, seed: int) -> Hashes:

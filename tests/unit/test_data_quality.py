@@ -268,7 +268,11 @@ PLANTED: dict[str, tuple[dict[str, Any], str, str]] = {
         "'c' holds -99999",
         "kind: drop_outliers",
     ),
-    "infinite": ({"c": [np.inf if i == 5 else i / 600 for i in range(600)]}, "infinite in 1 rows", "source"),
+    "infinite": (
+        {"c": [np.inf if i == 5 else i / 600 for i in range(600)]},
+        "infinite in 1 of 600 rows",
+        "source",
+    ),
 }
 
 
@@ -341,7 +345,7 @@ def test_classes_of_very_different_sizes() -> None:
     text = "\n".join(lines(report_on(table, parts)))
     assert "class 'a' has 135 times the train rows of class 'c' (270 against 2)" in text
     assert "Write train.loss.class_weights: balanced" in text
-    assert "One class has fewer than 10 rows: 'c' (4)" in text
+    assert "one class has fewer than 10 rows: 'c' (4)" in text
     assert "the val part has no row of class 'b'. Write data.split.kind: stratified" in text
 
 

@@ -60,6 +60,7 @@ def test_equal_numbers_of_different_types_are_one_key() -> None:
     hashes = [hash_column(pa.array([0, 3, 100], kind)).tolist() for kind in kinds]
     assert all(one == hashes[0] for one in hashes)
     assert hash_column(pa.array([-0.0])) == hash_column(pa.array([0]))
+    assert hash_column(pa.array([float("nan")])) == 0
     assert hash_column(pa.array([True])) == hash_column(pa.array([1]))
     seconds, nanoseconds = pa.array([5], pa.timestamp("s")), pa.array([5 * 10**9], pa.timestamp("ns"))
     assert hash_column(seconds) == hash_column(nanoseconds)

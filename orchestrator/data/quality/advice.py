@@ -61,7 +61,11 @@ def _about(column: ColumnReport, report: QualityReport) -> Iterator[QualityWarni
     elif column.nulls and not _is_filled(column, report):
         yield _nulls(column, name, out)
     if column.infinite:
-        yield _high(column, f"{name} is infinite in {column.infinite} rows", f"mend the source, or {out}")
+        yield _high(
+            column,
+            f"{name} is infinite in {column.infinite} of {column.count} rows",
+            f"mend the source, or {out}",
+        )
     if _is_id(column, known) and not report.text:
         yield _high(
             column,
@@ -119,14 +123,9 @@ def _about_classes(report: QualityReport) -> Iterator[QualityWarning]:
     tiny = [item for item in report.classes if item.total < _TINY_CLASS]
     if tiny:
         shown = _some([f"'{item.name}' ({item.total})" for item in tiny])
-        fact = f"{len(tiny)} classes have fewer than {_TINY_CLASS} rows: {shown}"
+        many = "one class has" if len(tiny) == 1 else f"{len(tiny)} classes have"
         mend = "drop or join them, or gather more rows of them"
-        yield QualityWarning(
-            "warning",
-            None,
-            fact.replace("1 classes have", "one class has", 1) if len(tiny) == 1 else fact,
-            mend,
-        )
+        yield QualityWarning("warning", None, f"{many} fewer than {_TINY_CLASS} rows: {shown}", mend)
     for part, rows in zip(range(3), report.rows, strict=True):
         absent = [
             f"'{item.name}'" for item in report.classes if not item.counts[part] and item.total >= _TINY_CLASS

@@ -146,7 +146,7 @@ def _numbers(old: NumberSummary, new: NumberSummary | None) -> ColumnDrift:
         return ColumnDrift("", "", "none", ())
     counts = np.bincount(np.searchsorted(old.bins, new.sample, side="right"), minlength=len(old.bins) + 1)
     shares = tuple((counts / len(new.sample)).tolist())
-    psi = population_stability_index(old.shares, shares)
+    psi = population_stability_index(old.shares, shares, _half_a_row(old.sample_rows, len(new.sample)))
     ks, p_value = kolmogorov_smirnov(old.sample, new.sample)
     level = _level(psi, psi_p_value(psi, len(shares), old.sample_rows, len(new.sample)))
     reasons = [f"PSI {psi:.2f}"] if level != "none" else []
@@ -173,7 +173,7 @@ def _categories(old: ColumnReport, new: ColumnReport) -> ColumnDrift:
     if not rows or not new_rows:
         return ColumnDrift("", "", "none", ())
     shares = tuple(count / rows for count in first), tuple(count / new_rows for count in second)
-    psi = population_stability_index(*shares)
+    psi = population_stability_index(*shares, _half_a_row(rows, new_rows))
     _, p_value = chi_square(first, second)
     level = _level(psi, p_value)
     reasons = [f"PSI {psi:.2f} (chi-square p {p_value:.2g})"] if level != "none" else []
@@ -205,6 +205,11 @@ def _level(psi: float, chance: float) -> Level:
     if psi < PSI_MODERATE or chance > _CHANCE:
         return "none"
     return "large" if psi >= PSI_LARGE else "moderate"
+
+
+def _half_a_row(rows: int, new_rows: int) -> float:
+    """What an empty bin counts as: of few rows, a bin is empty by chance."""
+    return max(1e-4, 0.5 / min(rows, new_rows))
 
 
 def _worse(first: Level, second: Level) -> Level:

@@ -12,6 +12,7 @@ _MIN_ERRORS = 10
 """Of guessing the most frequent class: with fewer, chance alone may leave none."""
 _ROWS_PER_VALUE = 5
 _BINS = 50
+_CLOSE = 0.95
 
 
 def guessed_right(hashes: Hashes, numbers: NDArray[np.float64] | None, labels: Hashes) -> float | None:
@@ -19,7 +20,7 @@ def guessed_right(hashes: Hashes, numbers: NDArray[np.float64] | None, labels: H
     guessing the most frequent class of the row's value gets right.
 
     Values that stand in few rows each tell nothing (a row's number fixes its class, too); numbers of that sort are
-    put into up to 50 bins. None where neither can be done, or there are too few rows. Nulls are a value.
+    put into bins. None where neither can be done, or there are too few rows. Nulls are a value.
     """
     known = labels != 0
     hashes, labels = hashes[known], labels[known]
@@ -33,11 +34,19 @@ def guessed_right(hashes: Hashes, numbers: NDArray[np.float64] | None, labels: H
     if (int(values.max()) + 1) * _ROWS_PER_VALUE > len(labels):
         if numbers is None:
             return None
-        values = _binned(numbers[known])
-    pairs, counts = np.unique(values * len(per_class) + classes, return_counts=True)
+        fine = _lambda(_binned(numbers[known], len(labels) // _ROWS_PER_VALUE), classes, errors)
+        # Few rows a bin flatter any column. Where that is not all, many are needed at the classes' borders.
+        return fine if fine > _CLOSE else min(fine, _lambda(_binned(numbers[known], _BINS), classes, errors))
+    return _lambda(values, classes, errors)
+
+
+def _lambda(values: NDArray[np.int64], classes: NDArray[np.int64], errors: int) -> float:
+    """With the value (rows,) and the class (rows,) of each row, both counted from 0."""
+    num_classes = int(classes.max()) + 1
+    pairs, counts = np.unique(values * num_classes + classes, return_counts=True)
     best = np.zeros(int(values.max()) + 1, np.int64)
-    np.maximum.at(best, pairs // len(per_class), counts)
-    return 1 - (len(labels) - int(best.sum())) / errors
+    np.maximum.at(best, pairs // num_classes, counts)
+    return 1 - (len(classes) - int(best.sum())) / errors
 
 
 def correlation(numbers: NDArray[np.float64], target: NDArray[np.float64]) -> float | None:
@@ -52,12 +61,12 @@ def correlation(numbers: NDArray[np.float64], target: NDArray[np.float64]) -> fl
     return min(value, 1.0) if np.isfinite(value) else None
 
 
-def _binned(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Bins of about equal counts, not a number in one of its own, shape (rows,)."""
+def _binned(numbers: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    """The bin of each number, shape (rows,): about equal counts, not a number in one of its own."""
     finite = np.isfinite(numbers)
     if not finite.any():
         return np.zeros(len(numbers), np.int64)
-    bins = max(2, min(_BINS, int(finite.sum()) // 20))
+    bins = max(2, min(bins, int(finite.sum()) // _ROWS_PER_VALUE))
     edges = np.unique(np.quantile(numbers[finite], np.linspace(0, 1, bins + 1)[1:-1]))
     found = np.searchsorted(edges, numbers, side="right")
     return np.where(finite, found, len(edges) + 1)

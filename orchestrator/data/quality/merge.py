@@ -109,7 +109,9 @@ def _summary(column: ColumnPartial, drawn: NDArray[np.float64] | None) -> Number
     moments = column.moments
     if not moments.count:
         return None
-    exact = NumberSummary(moments.count, moments.mean, moments.std, moments.least, moments.most)
+    # Squares of numbers beyond 1e154 are infinite, which JSON cannot write.
+    mean, std = (float(np.nan_to_num(value)) for value in (moments.mean, moments.std))
+    exact = NumberSummary(moments.count, mean, std, moments.least, moments.most)
     values = drawn[np.isfinite(drawn)] if drawn is not None else np.zeros(0)
     if not len(values):
         return exact

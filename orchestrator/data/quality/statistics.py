@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def population_stability_index(reference: Sequence[float], new: Sequence[float]) -> float:
+def population_stability_index(
+    reference: Sequence[float], new: Sequence[float], least: float = 1e-4
+) -> float:
     """Σ (new − reference) · ln(new / reference) over the shares of bins.
 
-    A bin that is empty on one side counts as if it held a share of 0.0001 there. By custom, 0.1 is a moderate
-    change and 0.25 a large one.
+    A bin that holds less than the share `least` on one side counts as if it held that: an empty one would make it
+    infinite. By custom, 0.1 is a moderate change and 0.25 a large one.
     """
-    first = np.maximum(np.asarray(reference, np.float64), 1e-4)
-    second = np.maximum(np.asarray(new, np.float64), 1e-4)
+    first = np.maximum(np.asarray(reference, np.float64), least)
+    second = np.maximum(np.asarray(new, np.float64), least)
     return float(((second - first) * np.log(second / first)).sum())
 
 

@@ -34,6 +34,7 @@ _SAMPLE_ROWS = 10_000
 _SAMPLE_NUMBERS = 5_000_000
 _IMAGES_LOOKED_AT = 200
 _LONGEST_TEXT = 200
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -241,10 +242,14 @@ def _elements(column: pa.ChunkedArray) -> tuple[Moments, int, Values]:
     except ValueError:
         return Moments(), 0, Values.of({"shapes differ": len(column)}) if len(column) else Values()
     shape = "×".join(map(str, values.shape[1:]))
-    flat = values.reshape(-1).astype(np.float64)
-    finite = flat[np.isfinite(flat)]
-    infinite = int(np.isinf(flat).sum())
-    return Moments.of(finite), infinite, Values.of({shape: len(column)}) if len(column) else Values()
+    flat, moments, infinite = values.reshape(-1), Moments(), 0
+    for start in range(
+        0, len(flat), _BLOCK
+    ):  # as float64 all at once, pictures would take eight times their bytes
+        block = flat[start : start + _BLOCK].astype(np.float64)
+        moments = moments.join(Moments.of(block[np.isfinite(block)]))
+        infinite += int(np.isinf(block).sum())
+    return moments, infinite, Values.of({shape: len(column)}) if len(column) else Values()
 
 
 def _classes(table: pa.Table, target: str | None, parts: NDArray[np.int8]) -> tuple[Values, Values, Values]:
@@ -259,7 +264,7 @@ def _classes(table: pa.Table, target: str | None, parts: NDArray[np.int8]) -> tu
         if pa.types.is_dictionary(chosen.type):
             chosen = chosen.cast(chosen.type.value_type)
         countable = kind_of(chosen.type) in ("number", "boolean", "text")
-        counted.append(_counted(pa.chunked_array(chosen)) if countable and len(chosen) else Values())
+        counted.append(_counted(chosen) if countable and len(chosen) else Values())
     return counted[0], counted[1], counted[2]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from orchestrator.spec.base import Section
 
 SplitKind = Literal["random", "stratified", "grouped", "time", "hash", "given"]
 Value = str | int | float | bool
+Column = Annotated[str, Field(min_length=1)]
 
 PATH_COLUMN = "__path__"
 """Reserved: the source's name for the file that a row comes from, as `train/cats/1.png`."""
@@ -46,7 +47,7 @@ class Split(Section):
     train: float = Field(default=0.7, gt=0, lt=1)
     val: float = Field(default=0.15, ge=0, lt=1)
     test: float = Field(default=0.15, ge=0, lt=1)
-    by: str | list[str] | None = Field(default=None, min_length=1)
+    by: Column | Annotated[list[Column], Field(min_length=1)] | None = None
     """The column that names the group (grouped), tells the time (time), names the part (given), or is the key
     (hash: one column or several; by default the whole row). It need not be a feature."""
     values: GivenValues | None = None
