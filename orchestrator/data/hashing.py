@@ -1,7 +1,7 @@
 """Hash values and rows: 64 bits that are the same on every machine, in every process and version.
 
-A number's hash depends on its value, not on its type: 3, 3.0 and a 3 of 8 bits are one key. Nulls and NaN hash to 0. The hash
-is not cryptographic: it tells rows apart, and nothing may depend on it being hard to forge.
+A number's hash depends on its value, not on its type: 3, 3.0 and a 3 of 8 bits are one key. Nulls and NaN hash
+to 0. The hash is not cryptographic: it tells rows apart, and nothing may depend on it being hard to forge.
 Imports: numpy, pyarrow.
 """
 
@@ -191,8 +191,7 @@ def _strings(array: pa.Array, start: Hashes) -> Hashes:
         hashes[live] = mix((hashes[live] ^ word) + _STEP)
     key = int(start[0]).to_bytes(8, "little")
     for row in np.flatnonzero(lengths > _LONG_BYTES):
-        digest = hashlib.blake2b(
-            raw[begins[row] : begins[row] + lengths[row]], digest_size=8, key=key
-        ).digest()
+        value = raw[begins[row] : begins[row] + lengths[row]]
+        digest = hashlib.blake2b(memoryview(value), digest_size=8, key=key).digest()
         hashes[row] = int.from_bytes(digest, "little")
     return hashes

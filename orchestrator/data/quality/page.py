@@ -132,11 +132,8 @@ def _row(column: ColumnReport, is_target: bool) -> list[str]:
 
 def _figures(column: ColumnReport, numbers: NumberSummary) -> list[str]:
     if column.kind == "time":
-        median = numbers.quantiles[3] if numbers.quantiles else None
-        return [
-            "",
-            *(_date(value) if value is not None else "" for value in (numbers.least, median, numbers.most)),
-        ]
+        middle = _date(numbers.quantiles[3]) if numbers.quantiles else ""
+        return ["", _date(numbers.least), middle, _date(numbers.most)]
     median = figure(numbers.quantiles[3]) if numbers.quantiles else ""
     middle = f"{figure(numbers.mean)} ± {figure(numbers.std)}"
     return [middle, figure(numbers.least), median, figure(numbers.most)]

@@ -49,7 +49,7 @@ def kolmogorov_tail(value: float) -> float:
     """The share of Kolmogorov's distribution above a value."""
     if value < 0.2:
         return 1.0
-    terms = ((-1) ** (k - 1) * math.exp(-2 * k * k * value * value) for k in range(1, 101))
+    terms = (math.exp(-2 * k * k * value * value) * (1 if k % 2 else -1) for k in range(1, 101))
     return min(1.0, max(0.0, 2 * sum(terms)))
 
 
@@ -73,7 +73,7 @@ def chi_square(first: Sequence[int], second: Sequence[int]) -> tuple[float, floa
 
 
 def _expected(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum()
+    return np.asarray(np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum(), np.float64)
 
 
 def chi2_tail(value: float, degrees: int) -> float:

@@ -290,7 +290,7 @@ def _sample(
 def _filled(section: DataSection) -> tuple[str, ...] | None:
     """The columns that cleaning fills, None for all numeric ones."""
     steps: Sequence[Any] = [step for step in section.clean if step.kind.startswith("fill")]
-    named = [getattr(step, "columns", None) for step in steps]
-    if any(not columns for columns in named):
+    named: list[list[str]] = [getattr(step, "columns", None) or [] for step in steps]
+    if not all(named):
         return None
     return tuple(name for columns in named for name in columns)
