@@ -13,6 +13,7 @@ from orchestrator.spec.data.cleaning import (
     Map,
 )
 from orchestrator.spec.data.inputs import Image, Text
+from orchestrator.spec.data.quality import Quality
 from orchestrator.spec.data.section import DataSection
 from orchestrator.spec.data.sources import (
     ArrowSource,
@@ -31,7 +32,7 @@ from orchestrator.spec.data.sources import (
     TextSource,
     TorchvisionSource,
 )
-from orchestrator.spec.data.split import Split
+from orchestrator.spec.data.split import Column, GivenFiles, GivenValues, Split
 from orchestrator.spec.data.transforms import (
     CategoryTransform,
     Columns,
@@ -55,6 +56,7 @@ __all__ = [
     "CleanStep",
     "ClipOutliers",
     "Color",
+    "Column",
     "Columns",
     "Crop",
     "CsvSource",
@@ -67,6 +69,8 @@ __all__ = [
     "FillNulls",
     "Filter",
     "Flip",
+    "GivenFiles",
+    "GivenValues",
     "Hashing",
     "Image",
     "ImageFolderSource",
@@ -81,6 +85,7 @@ __all__ = [
     "Ordinal",
     "ParquetSource",
     "PythonSource",
+    "Quality",
     "Robust",
     "Rotate",
     "Scale",
