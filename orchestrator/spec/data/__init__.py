@@ -1,6 +1,17 @@
 """The `data` section: sources, cleaning, splits, transforms, augmentation."""
 
-from orchestrator.spec.data.augment import Augmentation, Color, Crop, Erase, Flip, Rotate
+from orchestrator.spec.data.augment import (
+    Augmentation,
+    Color,
+    Crop,
+    CutMix,
+    Erase,
+    Flip,
+    Mixup,
+    RandAugment,
+    Rotate,
+    TorchvisionStep,
+)
 from orchestrator.spec.data.cleaning import CleanStep, DropDuplicates, DropNulls, DropOutliers, FillNulls
 from orchestrator.spec.data.inputs import Image, Text
 from orchestrator.spec.data.section import DataSection
@@ -23,6 +34,7 @@ __all__ = [
     "Color",
     "Crop",
     "CsvSource",
+    "CutMix",
     "DataSection",
     "DropDuplicates",
     "DropNulls",
@@ -34,8 +46,10 @@ __all__ = [
     "ImageFolderSource",
     "LinearSource",
     "MinMax",
+    "Mixup",
     "ParquetSource",
     "PythonSource",
+    "RandAugment",
     "Rotate",
     "Scale",
     "SklearnSource",
@@ -44,5 +58,6 @@ __all__ = [
     "Standardize",
     "Text",
     "TextSource",
+    "TorchvisionStep",
     "Transform",
 ]
