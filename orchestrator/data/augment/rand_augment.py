@@ -93,23 +93,27 @@ def move(images: Tensor, matrices: NDArray[np.float64]) -> Tensor:
 def change(images: Tensor, name: str, strength: float, sign: NDArray[np.float64]) -> Tensor:
     """The images after one operation that leaves pixels in their places. `strength` is from 0 to 1; `sign`
     (n,) of -1 and 1 says which way factors go that go both ways."""
+    if name in _PLAIN:
+        return _PLAIN[name](images)
+    if name in _OF_STRENGTH:
+        return _OF_STRENGTH[name](images, strength)
     factor = torch.from_numpy(1 + 0.9 * strength * sign).to(images.device, images.dtype)
-    return _CHANGES[name](images, strength, factor.reshape(-1, 1, 1, 1))
+    return _OF_FACTOR[name](images, factor.reshape(-1, 1, 1, 1))
 
 
-def _brightness(images: Tensor, strength: float, factor: Tensor) -> Tensor:  # noqa: ARG001
+def _brightness(images: Tensor, factor: Tensor) -> Tensor:
     return (images * factor).clamp_(0, 1)
 
 
-def _color(images: Tensor, strength: float, factor: Tensor) -> Tensor:  # noqa: ARG001
+def _color(images: Tensor, factor: Tensor) -> Tensor:
     return torch.lerp(_grey(images), images, factor).clamp_(0, 1) if images.shape[1] > 1 else images
 
 
-def _contrast(images: Tensor, strength: float, factor: Tensor) -> Tensor:  # noqa: ARG001
+def _contrast(images: Tensor, factor: Tensor) -> Tensor:
     return torch.lerp(_grey(images).mean((1, 2, 3), keepdim=True), images, factor).clamp_(0, 1)
 
 
-def _sharpness(images: Tensor, strength: float, factor: Tensor) -> Tensor:  # noqa: ARG001
+def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """Towards or away from each pixel's mean with its eight neighbours, itself counted five times."""
     if min(images.shape[2:]) < 3:
         return images
@@ -119,24 +123,24 @@ def _sharpness(images: Tensor, strength: float, factor: Tensor) -> Tensor:  # no
     return torch.lerp(smooth, images, factor).clamp_(0, 1)
 
 
-def _posterize(images: Tensor, strength: float, factor: Tensor) -> Tensor:  # noqa: ARG001
+def _posterize(images: Tensor, strength: float) -> Tensor:
     dropped = round(4 * strength)  # of 8 bits
     return (_bytes(images) >> dropped << dropped).to(images.dtype) / 255
 
 
-def _solarize(images: Tensor, strength: float, factor: Tensor) -> Tensor:  # noqa: ARG001
+def _solarize(images: Tensor, strength: float) -> Tensor:
     """Bright pixels become their negative: of 256 values those from 256 · (1 − strength) on."""
     threshold = 256 / 255 * (1 - strength) - 1e-4  # scaling there and back moves values by less
     return torch.where(images >= threshold, 1 - images, images)
 
 
-def _autocontrast(images: Tensor, strength: float, factor: Tensor) -> Tensor:  # noqa: ARG001
+def _autocontrast(images: Tensor) -> Tensor:
     """Each channel stretched to the whole range."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low).clamp_min(1e-12), images)
 
 
-def _equalize(images: Tensor, strength: float, factor: Tensor) -> Tensor:  # noqa: ARG001
+def _equalize(images: Tensor) -> Tensor:
     """Each channel so that its 256 values are about equally frequent, as Pillow does it."""
     pixels = _bytes(images).flatten(2).flatten(0, 1)  # (n · C, H · W)
     places = (pixels + torch.arange(0, 256 * len(pixels), 256, device=pixels.device)[:, None]).flatten()
@@ -161,15 +165,15 @@ def _bytes(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round_().to(torch.int64)
 
 
-_CHANGES: dict[str, Callable[[Tensor, float, Tensor], Tensor]] = {
+_OF_FACTOR: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "brightness": _brightness,
     "color": _color,
     "contrast": _contrast,
     "sharpness": _sharpness,
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "autocontrast": _autocontrast,
-    "equalize": _equalize,
 }
+_OF_STRENGTH: dict[str, Callable[[Tensor, float], Tensor]] = {"posterize": _posterize, "solarize": _solarize}
+_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"autocontrast": _autocontrast, "equalize": _equalize}
+_CHANGES = (*_OF_FACTOR, *_OF_STRENGTH, *_PLAIN)
 
 OPERATIONS = (*MOVES, *_CHANGES, "identity")
+"""In the order of their numbers, from which one is drawn."""
