@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from orchestrator.data.augment.augment import augment
+from orchestrator.data.augment.augment import Bounds, Plan, augment, mix_targets, needs_bounds, plan_augment
 from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.prepared.order import num_batches
 from orchestrator.data.prepared.prepared import Part
@@ -79,9 +79,37 @@ def training_batch(
     recipe: Recipe, placement: Placement, rows: npt.NDArray[np.int64], epoch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets of these rows of the training part, transformed and augmented, on the device."""
-    batch = recipe.train_part.gather(rows)
-    inputs = recipe.pipeline.transform(placement.put(batch.features))
-    targets = recipe.pipeline.transform_targets(placement.put(batch.targets))
+    plan = augment_plan(recipe, rows, epoch)
+    batch = recipe.train_part.gather(plan.rows)
+    features = placement.put(batch.features)
+    inputs = recipe.pipeline.transform(features)
     if recipe.augmentations:
-        inputs = augment(inputs, recipe.augmentations, seed=recipe.seed, epoch=epoch, rows=rows)
-    return placement.lay_out(inputs), targets
+        inputs = augment(inputs, plan, _bounds(recipe, features))
+    return placement.lay_out(inputs), learned_targets(recipe, plan, placement.put(batch.targets))
+
+
+def augment_plan(recipe: Recipe, rows: npt.NDArray[np.int64], epoch: int) -> Plan:
+    """What is changed about these rows of the training part, and what rows must be read for it."""
+    return plan_augment(
+        recipe.augmentations,
+        seed=recipe.seed,
+        epoch=epoch,
+        rows=rows,
+        num_rows=recipe.train_part.num_rows,
+        input_shape=recipe.pipeline.input_shape,
+    )
+
+
+def learned_targets(recipe: Recipe, plan: Plan, targets: torch.Tensor) -> torch.Tensor:
+    """What is learned of the stored targets of `plan.rows`: transformed, and mixed where the samples are."""
+    learned = recipe.pipeline.transform_targets(targets)
+    return mix_targets(recipe.objective.soft_targets(learned), plan) if plan.mixes else learned
+
+
+def _bounds(recipe: Recipe, features: torch.Tensor) -> Bounds | None:
+    """What bytes of 0 and 255 become for the model, (1, C, 1, 1) each; None where pixels are no bytes."""
+    if features.dtype != torch.uint8 or not needs_bounds(recipe.augmentations):
+        return None
+    ends = torch.stack([torch.zeros_like(features[0]), torch.full_like(features[0], 255)])
+    low, high = recipe.pipeline.transform(ends)[:, None, :, :1, :1]
+    return low, high

@@ -13,7 +13,7 @@ from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.optim.optimizer import add_l1
 from orchestrator.engine.parallel.gradients import clip_gradients, gradient_norm
 from orchestrator.engine.parallel.wrap import no_sync
-from orchestrator.engine.recipe import training_batch
+from orchestrator.engine.recipe import augment_plan, learned_targets, training_batch
 from orchestrator.engine.trouble import diverged, is_finite
 
 
@@ -78,8 +78,8 @@ def global_weight(attempt: Attempt, indices: npt.NDArray[np.int64]) -> float:
     objective, part = attempt.recipe.objective, attempt.recipe.train_part
     if objective.weigh is None:
         return float(len(indices))
-    targets = attempt.recipe.pipeline.transform_targets(part.gather(indices).targets)
-    weights = objective.weights(targets)
+    plan = augment_plan(attempt.recipe, indices, attempt.position.epoch)
+    weights = objective.weights(learned_targets(attempt.recipe, plan, part.gather(plan.rows).targets))
     return float(len(indices)) if weights is None else max(float(weights.sum()), 1e-12)
 
 

@@ -54,7 +54,7 @@ def build_recipe(spec: JobSpec, prepared: Prepared, initial: Path | None = None)
     manifest = prepared.manifest
     names = DEFAULTS[manifest.task] if spec.train.metrics is None else spec.train.metrics
     check_metrics(manifest.task, names)
-    check_augment(spec.data.augment, manifest.input_shape)
+    check_augment(spec.data.augment, manifest.input_shape, vocab_size=manifest.vocab_size)
     counts = manifest.class_counts
     recipe = Recipe(
         train=spec.train,
@@ -74,6 +74,7 @@ def build_recipe(spec: JobSpec, prepared: Prepared, initial: Path | None = None)
         num_outputs=manifest.num_outputs,
         augmentations=spec.data.augment,
     )
+    recipe.objective.check_augment([step.kind for step in spec.data.augment])
     if recipe.total_steps == 0:
         raise UsageError(
             f"the training part has {manifest.rows['train']} rows, fewer than train.global_batch_size "

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
 
-from orchestrator.data.augment.augment import augment, check_augment, uniform
+from orchestrator.data.augment.augment import augment, check_augment, plan_augment
+from orchestrator.data.augment.draws import uniform
 from orchestrator.errors import UsageError
 from orchestrator.spec.data import Augmentation
 
@@ -19,6 +20,12 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "rotate", "degrees": 30, "zoom": 0.2},
     {"kind": "color"},
     {"kind": "erase", "area": 0.4},
+    {"kind": "rand_augment", "num_ops": 3, "magnitude": 15},
+    {
+        "kind": "torchvision",
+        "name": "RandomResizedCrop",
+        "args": {"size": [9, 12], "interpolation": "bilinear"},
+    },
 ]
 N, CHANNELS, HEIGHT, WIDTH = 40, 3, 9, 12
 ROWS = np.arange(100, 100 + N)
@@ -34,8 +41,17 @@ def images(channels: int = CHANNELS) -> torch.Tensor:
     return torch.randn(N, channels, HEIGHT, WIDTH, generator=generator)
 
 
+def changed_by(
+    steps: list[Augmentation], inputs: torch.Tensor, *, epoch: int = 1, rows: Any = ROWS
+) -> torch.Tensor:
+    shape = tuple(inputs.shape[1:])
+    return augment(
+        inputs, plan_augment(steps, seed=5, epoch=epoch, rows=rows, num_rows=1000, input_shape=shape)
+    )
+
+
 def changed(inputs: torch.Tensor, *, epoch: int = 1, rows: Any = ROWS, **settings: Any) -> torch.Tensor:
-    return augment(inputs, [step(**settings)], seed=5, epoch=epoch, rows=rows)
+    return changed_by([step(**settings)], inputs, epoch=epoch, rows=rows)
 
 
 @pytest.mark.parametrize("settings", KINDS, ids=lambda settings: settings["kind"])
@@ -61,9 +77,9 @@ def test_a_row_is_changed_the_same_way_in_any_batch(settings: dict[str, Any], ch
 def test_two_steps_of_a_kind_draw_by_themselves() -> None:
     flip = step(kind="flip")
     inputs = images()
-    twice = augment(inputs, [flip, flip], seed=5, epoch=1, rows=ROWS)
+    twice = changed_by([flip, flip], inputs)
     assert 0 < sum(torch.equal(a, b) for a, b in zip(twice, inputs, strict=True)) < N
-    assert torch.equal(augment(inputs, [], seed=5, epoch=1, rows=ROWS), inputs)
+    assert torch.equal(changed_by([], inputs), inputs)
 
 
 def test_a_flip_is_an_exact_mirror() -> None:
@@ -173,6 +189,6 @@ def test_what_is_no_image_is_refused() -> None:
         with pytest.raises(UsageError, match=rf"{settings['kind']}.*\(30,\)"):
             check_augment([step(**settings)], (30,))
     check_augment([], (30,))
-    check_augment([step(**settings) for settings in KINDS], (3, 4, 9))
+    check_augment([step(**settings) for settings in KINDS], (CHANNELS, HEIGHT, WIDTH))
     with pytest.raises(UsageError, match=r"data.augment.1.padding: 3 .*3×9. write at most 2"):
         check_augment([step(kind="flip"), step(kind="crop", padding=3)], (3, 3, 9))

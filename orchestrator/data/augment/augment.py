@@ -1,161 +1,150 @@
-"""Random changes to training images: a pure function of seed, epoch and row, whatever batch a row is in.
+"""Random changes to training batches: a pure function of seed, epoch and row, whatever batch a row is in.
 
-Random numbers are hashes of (seed, epoch, step, row, draw), so that any number of workers and any microbatch
-see the same images, and none is drawn in a loop. Imports: numpy, torch.
+First the changes are planned, which says what rows must be read; then they are done. Imports: numpy, torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orchestrator.data.augment import mixing
+from orchestrator.data.augment.draws import hashes, uniform
+from orchestrator.data.augment.images import IMAGE_STEPS
+from orchestrator.data.augment.mixing import Mix
+from orchestrator.data.augment.rand_augment import rand_augment
+from orchestrator.data.augment.torchvision_steps import apply_transform, check_transform
 from orchestrator.errors import UsageError
-from orchestrator.spec.data import Augmentation, Color, Crop, Erase, Flip, Rotate
+from orchestrator.spec.data import Augmentation, Crop, CutMix, Mixup, RandAugment, TorchvisionStep
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
-_ASPECT = 0.3
-"""Erased rectangles are between 0.3 and 1 / 0.3 times as high as wide, as in Zhong et al. 2020."""
-
-Uniform = NDArray[np.float64]
-"""Numbers from 0 up to but not including 1, shape (draws, n)."""
+Bounds = tuple[Tensor, Tensor]
+"""What black and full brightness become for the model, broadcastable to images."""
 
 
-def augment(
-    inputs: Tensor, steps: Sequence[Augmentation], *, seed: int, epoch: int, rows: NDArray[np.int64]
-) -> Tensor:
-    """The images after all steps, in their order; `inputs` are left alone.
+@dataclass(frozen=True)
+class Plan:
+    """All changes to one batch, drawn before any of it is read."""
 
-    `inputs` (n, C, H, W) are floats as `Pipeline.transform` gives them, `rows` (n,) the samples' positions in
-    the training part. The result lies on the same device.
+    steps: Sequence[Augmentation]
+    seed: int
+    epoch: int
+    num_samples: int
+    rows: NDArray[np.int64]
+    """What to read of the training part: the batch's rows, then those that are mixed into them."""
+    mixes: Mapping[int, Mix]
+    """By the position of the step, in their order."""
+
+
+def plan_augment(
+    steps: Sequence[Augmentation],
+    *,
+    seed: int,
+    epoch: int,
+    rows: NDArray[np.int64],
+    num_rows: int,
+    input_shape: tuple[int, ...],
+) -> Plan:
+    """The changes to samples of these rows (n,), of the `num_rows` of the training part. Reads nothing.
+
+    What is mixed into a sample has gone through the steps before as a sample of its own, so that each step that
+    mixes adds up to as many rows again.
     """
-    for index, step in enumerate(steps):
-        function, draws = _STEPS[step.kind]
-        inputs = function(inputs, step, uniform(seed, epoch, index, rows, draws))
+    mixes: dict[int, Mix] = {}
+    num_samples = len(rows)
+    for index, step in reversed(list(enumerate(steps))):
+        if isinstance(step, Mixup | CutMix):
+            mixes[index] = mixing.draw_mix(
+                step,
+                seed=seed,
+                epoch=epoch,
+                index=index,
+                rows=rows,
+                num_rows=num_rows,
+                input_shape=input_shape,
+            )
+            rows = np.concatenate([rows, mixes[index].partners])
+    return Plan(steps, seed, epoch, num_samples, rows, dict(sorted(mixes.items())))
+
+
+def augment(inputs: Tensor, plan: Plan, bounds: Bounds | None = None) -> Tensor:
+    """The samples after all steps, in their order, (num_samples, …), on the device of the inputs, which are left
+    alone.
+
+    `inputs` (len(plan.rows), …) are floats as `Pipeline.transform` gives them. `bounds` are asked for by
+    `rand_augment` and `torchvision`; without them, each image's darkest and brightest values are taken.
+    """
+    rows = plan.rows
+    for index, step in enumerate(plan.steps):
+        if isinstance(step, Mixup | CutMix):
+            inputs = mixing.mix_inputs(inputs, plan.mixes[index])
+            rows = rows[: len(inputs)]
+        elif isinstance(step, RandAugment | TorchvisionStep):
+            inputs = _in_range(inputs, step, plan, index, rows, bounds)
+        else:
+            function, draws = IMAGE_STEPS[step.kind]
+            inputs = function(inputs, step, uniform(plan.seed, plan.epoch, index, rows, draws))
     return inputs
 
 
-def check_augment(steps: Sequence[Augmentation], input_shape: tuple[int, ...]) -> None:
-    """Raises UsageError where the model's input is no image, or smaller than a step needs."""
-    if steps and len(input_shape) != 3:
-        raise UsageError(
-            f"data.augment ({steps[0].kind}) changes images, and the model's input has the shape {input_shape}",
-            "leave data.augment out",
-        )
+def mix_targets(targets: Tensor, plan: Plan) -> Tensor:
+    """Floats (len(plan.rows), …) become (num_samples, …), mixed as the inputs are."""
+    for mix in plan.mixes.values():
+        targets = mixing.mix_targets(targets, mix)
+    return targets
+
+
+def needs_bounds(steps: Sequence[Augmentation]) -> bool:
+    """Whether a step works on values from black to full brightness, and not on what the model sees."""
+    return any(isinstance(step, RandAugment | TorchvisionStep) for step in steps)
+
+
+def check_augment(
+    steps: Sequence[Augmentation], input_shape: tuple[int, ...], *, vocab_size: int | None = None
+) -> None:
+    """Raises UsageError where a step does not fit the model's input: images for all but mixup, which takes any
+    numbers but token ids (of which there are `vocab_size`); where images are smaller than a step needs; and for
+    what torchvision refuses."""
     for index, step in enumerate(steps):
-        if isinstance(step, Crop) and step.padding >= min(input_shape[1:]):
+        field = f"data.augment.{index}"
+        if isinstance(step, Mixup):
+            if vocab_size is not None:
+                raise UsageError(
+                    f"{field} (mixup) mixes numbers, and token ids cannot be mixed", "leave it out"
+                )
+        elif len(input_shape) != 3:
             raise UsageError(
-                f"data.augment.{index}.padding: {step.padding} pixels cannot be mirrored at the edge of images "
+                f"{field} ({step.kind}) changes images, and the model's input has the shape {input_shape}",
+                "leave it out" if vocab_size else "leave it out; of all steps, only mixup is for tables",
+            )
+        elif isinstance(step, Crop) and step.padding >= min(input_shape[1:]):
+            raise UsageError(
+                f"{field}.padding: {step.padding} pixels cannot be mirrored at the edge of images "
                 f"of {input_shape[1]}×{input_shape[2]}",
                 f"write at most {min(input_shape[1:]) - 1}",
             )
+        elif isinstance(step, TorchvisionStep):
+            check_transform(step, input_shape, field=field)
 
 
-def uniform(seed: int, epoch: int, step: int, rows: NDArray[np.int64], draws: int) -> Uniform:
-    """Uniform numbers in [0, 1), shape (draws, n), by the mixing function of SplitMix64 (Steele et al. 2014)."""
-    key = 0
-    for word in (seed, epoch, step):
-        key = _mix_int(key ^ word & _MASK)
-    state = _mix(rows.astype(np.uint64) ^ np.uint64(key))
-    counters = np.arange(1, draws + 1, dtype=np.uint64)[:, None] * np.uint64(_GOLDEN)
-    bits: NDArray[np.uint64] = _mix(state + counters) >> np.uint64(11)
-    numbers: Uniform = bits * np.float64(2.0**-53)
-    return numbers
-
-
-def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    words = words + np.uint64(_GOLDEN)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
-def _mix_int(word: int) -> int:
-    return int(_mix(np.array([word], dtype=np.uint64))[0])
-
-
-def _flip(inputs: Tensor, step: Flip, u: Uniform) -> Tensor:
-    return torch.where(_per_image(u[0] < step.p, inputs), inputs.flip(3), inputs)
-
-
-def _crop(inputs: Tensor, step: Crop, u: Uniform) -> Tensor:
-    n, _, height, width = inputs.shape
-    down, right = torch.from_numpy((u * (2 * step.padding + 1)).astype(np.int64)).to(inputs.device)
-    padded = F.pad(inputs, (step.padding,) * 4, mode="reflect")
-    # A view of every window of the images' size, (n, C, down, right, H, W); one is taken of each image.
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    return windows[torch.arange(n, device=inputs.device), :, down, right]
-
-
-def _rotate(inputs: Tensor, step: Rotate, u: Uniform) -> Tensor:
-    height, width = inputs.shape[2:]
-    angle = np.radians(step.degrees) * (2 * u[0] - 1)
-    zoom = 1 + step.zoom * (2 * u[1] - 1)
-    cos, sin = (_per_image(part / zoom, inputs)[:, 0] for part in (np.cos(angle), np.sin(angle)))
-    # Where each pixel comes from, in pixels from the centre: x to the right, y downwards.
-    x = torch.arange(width, device=inputs.device, dtype=inputs.dtype) - (width - 1) / 2
-    y = (torch.arange(height, device=inputs.device, dtype=inputs.dtype) - (height - 1) / 2)[:, None]
-    # grid_sample counts from -1 to 1 between the outer edges of an image, (n, H, W, 2).
-    grid = torch.stack([(cos * x - sin * y) * (2 / width), (sin * x + cos * y) * (2 / height)], dim=3)
-    return F.grid_sample(inputs, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-def _color(inputs: Tensor, step: Color, u: Uniform) -> Tensor:
-    """Brightness shifts by a share of the image's standard deviation, contrast scales about the image's mean,
-    saturation about each pixel's mean over the channels."""
-    brightness, contrast, saturation = (
-        _per_image(amount * (2 * draw - 1), inputs)
-        for amount, draw in zip((step.brightness, step.contrast, step.saturation), u, strict=True)
-    )
-    mean = inputs.mean(dim=(1, 2, 3), keepdim=True)
-    centred = inputs - mean
-    # torch.std is more than ten times slower than the norm.
-    std = centred.flatten(1).norm(dim=1).reshape(mean.shape) / centred[0].numel() ** 0.5
-    changed = torch.addcmul(mean + brightness * std, centred, 1 + contrast)
-    if inputs.shape[1] == 3:
-        grey = changed.mean(dim=1, keepdim=True)
-        changed = torch.lerp(grey, changed, 1 + saturation)
-    return changed
-
-
-def _erase(inputs: Tensor, step: Erase, u: Uniform) -> Tensor:
-    height, width = inputs.shape[2:]
-    area = u[1] * step.area * height * width
-    aspect = np.exp(np.log(_ASPECT) * (2 * u[2] - 1))
-    high = np.clip(np.sqrt(area * aspect), 1, height).astype(np.int64)
-    wide = np.clip(np.sqrt(area / aspect), 1, width).astype(np.int64)
-    high[u[0] >= step.p] = 0
-    top = (u[3] * (height - high + 1)).astype(np.int64)
-    left = (u[4] * (width - wide + 1)).astype(np.int64)
-    erased = _inside(top, high, height)[:, :, None] & _inside(left, wide, width)[:, None, :]
-    mask = torch.from_numpy(erased[:, None]).to(inputs.device)
-    return torch.where(mask, inputs.mean(dim=(2, 3), keepdim=True), inputs)
-
-
-def _inside(start: NDArray[np.int64], length: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
-    """Which of `size` positions lie in each stretch, shape (n, size)."""
-    positions = np.arange(size)
-    result: NDArray[np.bool_] = (positions >= start[:, None]) & (positions < (start + length)[:, None])
-    return result
-
-
-def _per_image(values: NDArray[Any], inputs: Tensor) -> Tensor:
-    """One value per image, (n,), on the inputs' device and so shaped that it broadcasts."""
-    tensor = torch.from_numpy(values).reshape(-1, 1, 1, 1)
-    return tensor.to(inputs.device, torch.bool if values.dtype == np.bool_ else inputs.dtype)
-
-
-_STEPS: dict[str, tuple[Callable[[Tensor, Any, Uniform], Tensor], int]] = {
-    "flip": (_flip, 1),
-    "crop": (_crop, 2),
-    "rotate": (_rotate, 2),
-    "color": (_color, 3),
-    "erase": (_erase, 5),
-}
-"""By kind: what is done, and how many random numbers an image takes for it."""
+def _in_range(
+    inputs: Tensor,
+    step: RandAugment | TorchvisionStep,
+    plan: Plan,
+    index: int,
+    rows: NDArray[np.int64],
+    bounds: Bounds | None,
+) -> Tensor:
+    """The images after a step that takes values from 0 to 1."""
+    low, high = bounds or (inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True))
+    scale = torch.where(high > low, high - low, 1.0)
+    images = (inputs - low) / scale
+    if isinstance(step, RandAugment):
+        images = rand_augment(images, step, uniform(plan.seed, plan.epoch, index, rows, 2 * step.num_ops))
+    else:
+        images = apply_transform(images, step, hashes(plan.seed, plan.epoch, index, rows, 1)[0])
+    return images * scale + low

@@ -28,6 +28,8 @@ FITTING_TASKS: dict[str, tuple[str, ...]] = {
     "l1": ("regression",),
     "huber": ("regression",),
 }
+MIXABLE = ("cross_entropy", "bce")
+"""Losses of classes that are linear in the targets, and so take mixed ones."""
 SETTINGS: dict[str, tuple[str, ...]] = {
     "cross_entropy": ("label_smoothing", "class_weights"),
     "focal": ("class_weights", "gamma"),
@@ -57,10 +59,19 @@ def regression_loss(name: str, delta: float) -> LossFunction:
 def cross_entropy(label_smoothing: float, weights: ClassWeights | None) -> LossFunction:
     """`w[y] · −log p[y]`, with the smoothed labels of Szegedy et al. 2016 (arXiv:1512.00567).
 
-    Outputs (n, classes), or (n, length, classes) for tokens, whose losses are summed over the length.
+    Outputs (n, classes), or (n, length, classes) for tokens, whose losses are summed over the length. Targets
+    of mixed samples are shares of the classes, (n, classes): the loss is the mix of the losses.
     """
 
     def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if targets.is_floating_point():
+            return F.cross_entropy(
+                outputs,
+                targets.to(outputs.dtype),
+                weight=weights.on(outputs.device) if weights else None,
+                label_smoothing=label_smoothing,
+                reduction="none",
+            )
         losses = F.cross_entropy(
             outputs.flatten(0, -2),
             targets.flatten(),
@@ -121,10 +132,13 @@ def sigmoid_focal(gamma: float, weights: ClassWeights | None) -> LossFunction:
 
 
 def class_weight_sums(weights: ClassWeights) -> WeightFunction:
-    """What torch divides a weighted cross entropy by: the weights of the true classes, per sample, (n,)."""
+    """What torch divides a weighted cross entropy by: the weights of the true classes, per sample, (n,); of a mixed
+    sample, with targets (n, classes), the mix of their weights."""
 
     def sums(targets: torch.Tensor) -> torch.Tensor:
         values = weights.on(targets.device)
+        if targets.is_floating_point():
+            return targets @ values.to(targets.dtype)
         if targets.ndim == 1:
             return values[targets]
         return torch.where(targets == IGNORED, 0.0, values[targets.clamp_min(0)]).sum(1)

@@ -17,6 +17,7 @@ from orchestrator.engine.objective import losses
 from orchestrator.engine.objective.losses import (
     FITTING_TASKS,
     IGNORED,
+    MIXABLE,
     SETTINGS,
     ClassWeights,
     LossFunction,
@@ -47,6 +48,34 @@ class Objective:
     weigh: WeightFunction | None = None
     """Targets → weights per sample; None where every sample weighs 1."""
     num_outputs: int | None = None
+    takes_soft_targets: bool = False
+    """Whether targets of mixed samples are taken: shares of the classes, answers between 0 and 1, any number."""
+
+    def soft_targets(self, targets: torch.Tensor) -> torch.Tensor:
+        """Targets as floats that can be mixed: classes become (n, classes) of 0 and 1, all others keep their
+        shape."""
+        if self.task == "multiclass":
+            assert self.num_outputs is not None
+            targets = torch.nn.functional.one_hot(targets, self.num_outputs)
+        return targets.float()
+
+    def check_augment(self, kinds: Sequence[str]) -> None:
+        """Raise UsageError where a step of these kinds mixes targets, and the task or its loss takes no mixed
+        ones."""
+        for kind in kinds:
+            if kind == "cutmix" and self.task == "regression":
+                raise UsageError(
+                    "data.augment (cutmix) mixes classes, and the task is a regression",
+                    "write mixup, or leave it out",
+                )
+            if kind in ("mixup", "cutmix") and not self.takes_soft_targets:
+                text = self.task == "language_modeling"
+                raise UsageError(
+                    f"data.augment ({kind}) mixes targets, which "
+                    + ("a language model" if text else "train.loss")
+                    + " cannot take",
+                    "leave it out" + ("" if text else f", or set train.loss: {_BY_TASK[self.task]}"),
+                )
 
     def shape_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
         """(n, 1) → (n,) where the task has one output per sample."""
@@ -140,10 +169,11 @@ def build_objective(
     weights that do not fit the classes, and for user code that cannot be called.
     """
     tokens = task == "language_modeling"
+    weigh: WeightFunction | None = losses.token_counts if tokens else None
     if ":" in section.name:
         _check_settings(section, section.name)
         loss = _user_loss(section.name, tokens)
-        return Objective(task, loss, losses.token_counts if tokens else None, num_outputs)
+        return Objective(task, loss, weigh, num_outputs, takes_soft_targets=_takes_soft_targets(task, ""))
     name = _BY_TASK[task] if section.name == "auto" else section.name
     if task not in FITTING_TASKS[name]:
         fitting = sorted(known for known, tasks in FITTING_TASKS.items() if task in tasks)
@@ -153,7 +183,6 @@ def build_objective(
         )
     _check_settings(section, name)
     weights = _class_weights(task, section, num_outputs, class_counts, num_samples)
-    weigh: WeightFunction | None = losses.token_counts if tokens else None
     if task in ("multiclass", "language_modeling") and weights:
         weigh = losses.class_weight_sums(weights)
     if name == "cross_entropy":
@@ -165,7 +194,12 @@ def build_objective(
         loss = build(section.gamma, weights)
     else:
         loss = losses.regression_loss(name, section.delta)
-    return Objective(task, loss, weigh, num_outputs)
+    return Objective(task, loss, weigh, num_outputs, takes_soft_targets=_takes_soft_targets(task, name))
+
+
+def _takes_soft_targets(task: str, loss: str) -> bool:
+    # A regression's mixed target is a number like any other, whoever wrote the loss.
+    return task == "regression" or (loss in MIXABLE and task != "language_modeling")
 
 
 def _check_settings(section: Loss, name: str) -> None:

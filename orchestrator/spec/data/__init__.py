@@ -1,6 +1,17 @@
 """The `data` section: sources, cleaning, splits, transforms, augmentation."""
 
-from orchestrator.spec.data.augment import Augmentation, Color, Crop, Erase, Flip, Rotate
+from orchestrator.spec.data.augment import (
+    Augmentation,
+    Color,
+    Crop,
+    CutMix,
+    Erase,
+    Flip,
+    Mixup,
+    RandAugment,
+    Rotate,
+    TorchvisionStep,
+)
 from orchestrator.spec.data.cleaning import (
     Cast,
     CleanStep,
@@ -18,7 +29,6 @@ from orchestrator.spec.data.section import DataSection
 from orchestrator.spec.data.sources import (
     ArrowSource,
     CsvSource,
-    DataPath,
     ImageFolderSource,
     JsonSource,
     LinearSource,
@@ -32,10 +42,9 @@ from orchestrator.spec.data.sources import (
     TextSource,
     TorchvisionSource,
 )
-from orchestrator.spec.data.split import Column, GivenFiles, GivenValues, Split
+from orchestrator.spec.data.split import GivenFiles, GivenValues, Split
 from orchestrator.spec.data.transforms import (
     CategoryTransform,
-    Columns,
     Hashing,
     MinMax,
     NumberTransform,
@@ -56,11 +65,9 @@ __all__ = [
     "CleanStep",
     "ClipOutliers",
     "Color",
-    "Column",
-    "Columns",
     "Crop",
     "CsvSource",
-    "DataPath",
+    "CutMix",
     "DataSection",
     "DropDuplicates",
     "DropNulls",
@@ -78,6 +85,7 @@ __all__ = [
     "LinearSource",
     "Map",
     "MinMax",
+    "Mixup",
     "MongodbSource",
     "NumberTransform",
     "NumpySource",
@@ -86,6 +94,7 @@ __all__ = [
     "ParquetSource",
     "PythonSource",
     "Quality",
+    "RandAugment",
     "Robust",
     "Rotate",
     "Scale",
@@ -98,5 +107,6 @@ __all__ = [
     "Text",
     "TextSource",
     "TorchvisionSource",
+    "TorchvisionStep",
     "Transform",
 ]

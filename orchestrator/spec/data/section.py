@@ -38,8 +38,8 @@ class DataSection(Section):
     target_transform: Literal["standardize"] | None = None
     """Regression: learn the standardised target. Metrics and predictions are in the original unit."""
     augment: list[Augmentation] = Field(default_factory=list)
-    """Random changes to training images, in this order, drawn anew for each image and epoch; the same ones for
-    any number of workers."""
+    """Random changes to training samples, in this order, drawn anew for each sample and epoch; the same ones for
+    any number of workers. Of tables: `mixup` only."""
     quality: Quality = Field(default_factory=Quality)
     cache: bool = True
     """Keep the prepared data under `<storage>/prepared`, to be found again by its content key."""
