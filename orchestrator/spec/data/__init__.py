@@ -3,6 +3,7 @@
 from orchestrator.spec.data.augment import Augmentation, Color, Crop, Erase, Flip, Rotate
 from orchestrator.spec.data.cleaning import CleanStep, DropDuplicates, DropNulls, DropOutliers, FillNulls
 from orchestrator.spec.data.inputs import Image, Text
+from orchestrator.spec.data.iterate import Iterate
 from orchestrator.spec.data.section import DataSection
 from orchestrator.spec.data.sources import (
     CsvSource,
@@ -32,6 +33,7 @@ __all__ = [
     "Flip",
     "Image",
     "ImageFolderSource",
+    "Iterate",
     "LinearSource",
     "MinMax",
     "ParquetSource",

@@ -10,6 +10,7 @@ from orchestrator.spec.base import Section
 from orchestrator.spec.data.augment import Augmentation
 from orchestrator.spec.data.cleaning import CleanStep
 from orchestrator.spec.data.inputs import Image, Text
+from orchestrator.spec.data.iterate import Iterate
 from orchestrator.spec.data.sources import Source
 from orchestrator.spec.data.split import Split
 from orchestrator.spec.data.transforms import Transform
@@ -36,6 +37,7 @@ class DataSection(Section):
     augment: list[Augmentation] = Field(default_factory=list)
     """Random changes to training images, in this order, drawn anew for each image and epoch; the same ones for
     any number of workers."""
+    iterate: Iterate = Field(default_factory=Iterate)
     cache: bool = True
     """Keep the prepared data under `<storage>/prepared`, to be found again by its content key."""
 
