@@ -29,6 +29,8 @@ STREAMED_CHUNK_BYTES = 1 << 23
 BACKGROUND_BYTES = 1 << 20
 """Of a batch, from which on a thread of its own gathers it: below, handing over costs more."""
 CHUNKS_AHEAD = 2
+_MOST_ITEMS = 64
+"""In a chunk: the first of them waits for all."""
 
 
 class Wanted(NamedTuple):
@@ -66,7 +68,8 @@ def feed(
     shards are let go of. At most `CHUNKS_AHEAD` chunks, and the one in use, are held.
     """
     item_bytes = max(1.0, rows_per_item * part.row_bytes)
-    chunk = max(1, int((STREAMED_CHUNK_BYTES if part.streaming else CHUNK_BYTES) / item_bytes))
+    chunk_bytes = STREAMED_CHUNK_BYTES if part.streaming else CHUNK_BYTES
+    chunk = max(1, min(_MOST_ITEMS, int(chunk_bytes / item_bytes)))
     with contextlib.ExitStack() as stack:
         ahead = stack.enter_context(_shards_ahead(part, order)) if part.streaming else None
 
