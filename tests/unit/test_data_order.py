@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +48,19 @@ def test_an_epoch_is_a_permutation(num_rows: int, seed: int, epoch: int) -> None
     assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(num_rows))
     assert np.array_equal(order, epoch_permutation(num_rows, seed, epoch))
+
+
+@pytest.mark.parametrize("few_bits", [64, 12, 8, 3])
+def test_the_permutation_is_the_stable_order_of_random_words(
+    few_bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of words that are alike in their high bits, or altogether."""
+    words = np.random.default_rng(0).integers(0, 2**64, 2000, dtype=np.uint64) >> np.uint64(64 - few_bits)
+    words[::2] <<= np.uint64((64 - few_bits) // 2)
+    generator = SimpleNamespace(random_raw=lambda n: words[:n].copy())
+    monkeypatch.setattr(np.random, "Philox", lambda _: generator)
+    for n in (0, 1, 2, 3, 1025, 2000):
+        assert np.array_equal(epoch_permutation(n, 0, 0), np.argsort(words[:n], kind="stable"))
 
 
 @given(seeds, epochs)

@@ -57,7 +57,7 @@ class StreamingOrder:
     ) -> None:
         self._batch_size = batch_size
         self._key = [seed, epoch]
-        order = _shuffled(len(shard_rows), [*self._key, 1])
+        order = _permutation(len(shard_rows), [*self._key, 1])
         self._windows = _grouped(order.tolist(), shard_bytes, window_bytes)
         rows = [sum(shard_rows[shard] for shard in window) for window in self._windows]
         self._ends = np.cumsum([0, *rows])[1:]  # in the order, shape (windows,)
@@ -101,7 +101,7 @@ class StreamingOrder:
             together = np.concatenate(
                 [np.arange(starts[shard], stops[shard]) for shard in self._windows[window]]
             )
-            rows = self._kept[window] = together[_shuffled(len(together), [*self._key, 2, window])]
+            rows = self._kept[window] = together[_permutation(len(together), [*self._key, 2, window])]
         return rows
 
 
@@ -132,8 +132,7 @@ def epoch_permutation(num_rows: int, seed: int, epoch: int) -> NDArray[np.int64]
     Sorts the raw 64-bit words of a Philox generator: numpy promises that those never change between versions,
     which it does not for `Generator.permutation`.
     """
-    words = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_rows)
-    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+    return _permutation(num_rows, [seed, epoch])
 
 
 def num_batches(num_rows: int, batch_size: int, drop_last: bool = False) -> int:
@@ -148,17 +147,29 @@ def rank_slice(n: int, rank: int, world_size: int) -> slice:
     return slice(start, start + base + (rank < extra))
 
 
-def _shuffled(n: int, key: Sequence[int]) -> NDArray[np.int64]:
-    """A permutation of 0…n-1 for a key of integers.
+def _permutation(n: int, key: Sequence[int]) -> NDArray[np.int64]:
+    """A permutation of 0…n-1 for a key of integers: `np.argsort(words, kind="stable")`, but many times as fast.
 
-    Sorts random words whose low bits are the number itself: no two are equal, so any way of sorting gives the
-    same, and sorting words is many times as fast as finding the order of words.
+    Sorting words takes less than finding their order, so their low bits are replaced by the positions; the few
+    words that differ in those bits alone are put right afterwards.
     """
-    low = np.uint64((1 << max(n - 1, 0).bit_length()) - 1)
     words = np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
-    words = (words & ~low) | np.arange(n, dtype=np.uint64)
-    words.sort()
-    return (words & low).astype(np.int64)
+    num_bits = max(n - 1, 0).bit_length()
+    low = np.uint64((1 << num_bits) - 1)
+    packed = (words & ~low) | np.arange(n, dtype=np.uint64)
+    packed.sort()
+    order = (packed & low).astype(np.int64)
+    packed >>= np.uint64(num_bits)
+    alike = np.flatnonzero(packed[1:] == packed[:-1]).tolist()
+    swapped = True
+    while swapped:
+        swapped = False
+        for place in alike:
+            first, second = order[place], order[place + 1]
+            if words[first] > words[second]:
+                order[place], order[place + 1] = second, first
+                swapped = True
+    return order
 
 
 def _grouped(order: Sequence[int], sizes: Sequence[int], most: int) -> list[list[int]]:
