@@ -139,14 +139,28 @@ def local_copy(folder: Folder) -> tuple[Path, Lease | None]:
         return target, lease
     with node_lock(folder):
         if read_manifest(target) is None:
-            manifest = remote_manifest(folder)
-            make_room(manifest.total_bytes)
-            folder.download(target)
-            if read_manifest(target) is None:
-                raise incomplete(folder.uri)
-            for name, facts in manifest.files.items():  # so that nobody has to hash them again
-                os.utime(target / name, ns=(facts["mtime_ns"], facts["mtime_ns"]))
-        return target, hold(target)
+            lease = _download(folder, target)
+        return target, lease or hold(target)
+
+
+def _download(folder: Folder, target: Path) -> Lease | None:
+    """Fetch a whole folder; it is there when it is whole, and held from then on."""
+    manifest = remote_manifest(folder)
+    make_room(manifest.total_bytes)
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        folder.download(temporary)
+        if read_manifest(temporary) is None:
+            raise incomplete(folder.uri)
+        for name, facts in manifest.files.items():  # so that nobody has to hash them again
+            os.utime(temporary / name, ns=(facts["mtime_ns"], facts["mtime_ns"]))
+        lease = hold(temporary)  # of the file, whatever its folder is called
+        if target.exists():  # damaged; processes that have it mapped keep their pages
+            shutil.rmtree(target)
+        temporary.replace(target)
+        return lease
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def stream_folder(folder: Folder) -> Path:
@@ -239,8 +253,11 @@ def _cached() -> Iterator[_Evictable]:
     """All whole folders that are not in use, and all single shards. A mapped shard may be removed: who has it
     mapped keeps its pages."""
     for folder in _folders(cache_root() / "prepared"):
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        used_s = (folder / MANIFEST).stat().st_mtime if (folder / MANIFEST).exists() else time.time()
+        try:
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            used_s = (folder / MANIFEST).stat().st_mtime
+        except FileNotFoundError:  # it is being built or fetched, or was removed just now
+            continue
         if not is_held(folder):
             yield _Evictable(used_s, size, lambda folder=folder: remove_unless_held(folder))
         else:
