@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -259,7 +260,7 @@ def _cached() -> Iterator[_Evictable]:
         except FileNotFoundError:  # it is being built or fetched, or was removed just now
             continue
         if not is_held(folder):
-            yield _Evictable(used_s, size, lambda folder=folder: remove_unless_held(folder))
+            yield _Evictable(used_s, size, partial(remove_unless_held, folder))
         else:
             yield _Evictable(used_s, size, lambda: False)
     for folder in _folders(cache_root() / "shards"):
@@ -268,7 +269,7 @@ def _cached() -> Iterator[_Evictable]:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 stat = file.stat()
-                yield _Evictable(stat.st_atime, stat.st_size, lambda file=file: _removed(file))
+                yield _Evictable(stat.st_atime, stat.st_size, partial(_removed, file))
 
 
 def _folders(root: Path) -> list[Path]:

@@ -67,7 +67,7 @@ class StreamingOrder:
     def batch(self, k: int) -> NDArray[np.int64]:
         start, stop, windows = self._span(k)
         self._kept = {window: rows for window, rows in self._kept.items() if window in windows}
-        pieces = []
+        pieces = [np.empty(0, np.int64)] if not windows else []
         for window in windows:
             rows = self._rows(window)
             first = int(self._ends[window]) - len(rows)
