@@ -8,12 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.data.prepared.order import batch_indices, epoch_permutation
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.objective.evaluate import evaluate
 from orchestrator.engine.profile import StepProfiler
 from orchestrator.engine.reporting import log_window, report
-from orchestrator.engine.step import train_step
+from orchestrator.engine.step import train_step, training_feed
 from orchestrator.engine.window import Wish
 from orchestrator.errors import Diverged, UserCodeError
 
@@ -35,28 +34,30 @@ def train(attempt: Attempt, profiler: StepProfiler | None = None) -> Outcome:
     stopped = False
     attempt.window.restart_clock()
     while not _finished(attempt) and not stopped:
-        order = epoch_permutation(recipe.train_part.num_rows, recipe.seed, position.epoch)
-        while position.batch < recipe.steps_per_epoch and not _budget_spent(attempt) and not stopped:
-            indices = batch_indices(order, position.batch, recipe.train.global_batch_size)
-            lr = attempt.lr
-            loss_sum, weight = train_step(attempt, indices)
-            samples += len(indices)
-            attempt.window.add(position.step + 1, loss_sum, weight, len(indices), lr)
-            attempt.schedule.step()
-            position.step += 1
-            position.batch += 1
-            position.evaluated = False
-            if profiler is not None:
-                profiler.step(position.step)
-            last = position.batch == recipe.steps_per_epoch or position.step == recipe.total_steps
-            every = attempt.saving.every_n_steps
-            due = every is not None and position.step % every == 0
-            # A checkpoint carries the points of all steps before it, so the window is emptied first.
-            if attempt.window.full or last or due:
-                stopped = _agree(attempt) == "stop"
-            if stopped or (due and not last):
-                attempt.save()
-                attempt.window.restart_clock()
+        with training_feed(attempt, recipe.order(position.epoch), position.batch) as steps:
+            while position.batch < recipe.steps_per_epoch and not _budget_spent(attempt) and not stopped:
+                lr = attempt.lr
+                attempt.clock.start()
+                fed = next(steps)
+                loss_sum, weight = train_step(attempt, fed)
+                num_samples = len(fed.wanted.rows)
+                samples += num_samples
+                attempt.window.add(position.step + 1, loss_sum, weight, num_samples, lr)
+                attempt.schedule.step()
+                position.step += 1
+                position.batch += 1
+                position.evaluated = False
+                if profiler is not None:
+                    profiler.step(position.step)
+                last = position.batch == recipe.steps_per_epoch or position.step == recipe.total_steps
+                every = attempt.saving.every_n_steps
+                due = every is not None and position.step % every == 0
+                # A checkpoint carries the points of all steps before it, so the window is emptied first.
+                if attempt.window.full or last or due:
+                    stopped = _agree(attempt) == "stop"
+                if stopped or (due and not last):
+                    attempt.save()
+                    attempt.window.restart_clock()
         if not stopped:
             _end_epoch(attempt)
     return Outcome(

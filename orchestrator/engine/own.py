@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
-from orchestrator.data.prepared.order import batch_indices, epoch_permutation, rank_slice
+from orchestrator.data.prepared.feed import Wanted, feed
+from orchestrator.data.prepared.order import SequentialOrder, num_batches, rank_slice
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.engine import collectives
 from orchestrator.engine.checkpoint import CheckpointStore, Manifest
@@ -65,12 +65,25 @@ class TrainContext:
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """This rank's share of each global batch of an epoch, from batch `first` on: inputs and targets on the
         device. A rank without a share of a short last batch gets one sample, so that all ranks take each step."""
-        train = self.recipe.train
-        order = epoch_permutation(self.recipe.train_part.num_rows, self.recipe.seed, epoch)
-        for batch in range(first, self.recipe.steps_per_epoch):
-            rows = batch_indices(order, batch, train.global_batch_size)
+        recipe, order = self.recipe, self.recipe.order(epoch)
+        size = min(recipe.train.global_batch_size, recipe.train_part.num_rows)
+
+        def wanted(batch: int) -> Wanted:
+            rows = order.batch(batch)
             mine = rows[rank_slice(len(rows), self.rank, self.world_size)]
-            yield training_batch(self.recipe, self.placement, mine if len(mine) else rows[:1], epoch)
+            return Wanted(rows, [mine if len(mine) else rows[:1]])
+
+        with feed(
+            recipe.train_part,
+            wanted,
+            first,
+            recipe.steps_per_epoch,
+            rows_per_item=rank_slice(size, 0, self.world_size).stop,
+            order=order,
+            pin=self.device.type == "cuda",
+        ) as items:
+            for item in items:
+                yield training_batch(recipe, self.placement, item.wanted.batches[0], epoch, item.batches[0])
 
     def validation(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """This rank's share of the validation part, in batches; empty where there is none."""
@@ -79,11 +92,21 @@ class TrainContext:
             return
         mine = rank_slice(part.num_rows, self.rank, self.world_size)
         size = self.recipe.train.global_batch_size
-        for start in range(mine.start, mine.stop, size):
-            batch = part.gather(np.arange(start, min(start + size, mine.stop)))
-            inputs = self.recipe.pipeline.transform(self.placement.put(batch.features))
-            targets = self.recipe.pipeline.transform_targets(self.placement.put(batch.targets))
-            yield self.placement.lay_out(inputs), targets
+        order = SequentialOrder(mine.start, mine.stop, size, [shard.rows for shard in part.shards])
+        with feed(
+            part,
+            lambda k: Wanted(rows := order.batch(k), [rows]),
+            0,
+            num_batches(mine.stop - mine.start, size),
+            rows_per_item=min(size, part.num_rows),
+            order=order,
+            pin=self.device.type == "cuda",
+        ) as items:
+            for item in items:
+                (batch,) = item.batches
+                inputs = self.recipe.pipeline.transform(self.placement.put(batch.features))
+                targets = self.recipe.pipeline.transform_targets(self.placement.put(batch.targets))
+                yield self.placement.lay_out(inputs), targets
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics at a step; only rank 0's are kept. Never waits."""

@@ -11,8 +11,8 @@ import torch
 
 from orchestrator.data.augment.augment import Bounds, Plan, augment, mix_targets, needs_bounds, plan_augment
 from orchestrator.data.features.pipeline import Pipeline
-from orchestrator.data.prepared.order import num_batches
-from orchestrator.data.prepared.prepared import Part
+from orchestrator.data.prepared.order import EpochOrder, MappedOrder, StreamingOrder, num_batches
+from orchestrator.data.prepared.part import Batch, Part
 from orchestrator.engine.objective.objective import Objective
 from orchestrator.spec.data import Augmentation
 from orchestrator.spec.train import TrainSection
@@ -41,6 +41,20 @@ class Recipe:
     def total_steps(self) -> int:
         steps = self.steps_per_epoch * self.train.max_epochs
         return min(steps, self.train.max_steps) if self.train.max_steps else steps
+
+    def order(self, epoch: int) -> EpochOrder:
+        """The global batches of an epoch of the training part."""
+        part, size = self.train_part, self.train.global_batch_size
+        if part.window_bytes is None:
+            return MappedOrder(part.num_rows, size, seed=self.seed, epoch=epoch)
+        return StreamingOrder(
+            [shard.rows for shard in part.shards],
+            [shard.bytes for shard in part.shards],
+            part.window_bytes,
+            size,
+            seed=self.seed,
+            epoch=epoch,
+        )
 
 
 @dataclass
@@ -76,11 +90,18 @@ class Placement:
 
 
 def training_batch(
-    recipe: Recipe, placement: Placement, rows: npt.NDArray[np.int64], epoch: int
+    recipe: Recipe,
+    placement: Placement,
+    rows: npt.NDArray[np.int64],
+    epoch: int,
+    gathered: Batch | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of these rows of the training part, transformed and augmented, on the device."""
+    """Inputs and targets of these rows of the training part, transformed and augmented, on the device.
+
+    `gathered` are the rows of their `augment_plan` as they are stored, where they were gathered ahead.
+    """
     plan = augment_plan(recipe, rows, epoch)
-    batch = recipe.train_part.gather(plan.rows)
+    batch = recipe.train_part.gather(plan.rows) if gathered is None else gathered
     features = placement.put(batch.features)
     inputs = recipe.pipeline.transform(features)
     if recipe.augmentations:
@@ -95,7 +116,7 @@ def augment_plan(recipe: Recipe, rows: npt.NDArray[np.int64], epoch: int) -> Pla
         seed=recipe.seed,
         epoch=epoch,
         rows=rows,
-        num_rows=recipe.train_part.num_rows,
+        blocks=recipe.train_part.blocks,
         input_shape=recipe.pipeline.input_shape,
     )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from orchestrator.data.prepared.order import rank_slice
+from orchestrator.data.prepared.feed import Fed, Wanted, feed
+from orchestrator.data.prepared.order import EpochOrder, rank_slice
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.optim.optimizer import add_l1
 from orchestrator.engine.parallel.gradients import clip_gradients, gradient_norm
@@ -17,26 +20,51 @@ from orchestrator.engine.recipe import augment_plan, learned_targets, training_b
 from orchestrator.engine.trouble import diverged, is_finite
 
 
-def train_step(attempt: Attempt, indices: npt.NDArray[np.int64]) -> tuple[torch.Tensor, float]:
-    """One optimizer step; returns this rank's weighted sum of sample losses (detached, on the device), and the
-    sum of weights over the *global* batch.
+def training_feed(
+    attempt: Attempt, order: EpochOrder, first: int
+) -> contextlib.AbstractContextManager[Iterator[Fed]]:
+    """What this rank needs for each step of an epoch, from batch `first` on, gathered ahead: its rows of each
+    microbatch, and where samples are weighed the targets of the global batch; with all that is mixed into them."""
+    recipe, link, epoch = attempt.recipe, attempt.link, attempt.position.epoch
+    size = min(recipe.train.global_batch_size, recipe.train_part.num_rows)
+    whole = rank_slice(size, 0, link.world_size)
+
+    def wanted(k: int) -> Wanted:
+        rows = order.batch(k)
+        parts = [
+            augment_plan(recipe, _stand_in(part, rows), epoch).rows for part in microbatches(attempt, rows)
+        ]
+        weighed = recipe.objective.weigh is not None
+        return Wanted(rows, parts, augment_plan(recipe, rows, epoch).rows if weighed else None)
+
+    return feed(
+        recipe.train_part,
+        wanted,
+        first,
+        recipe.steps_per_epoch,
+        rows_per_item=whole.stop,
+        order=order,
+        pin=link.device.type == "cuda",
+    )
+
+
+def train_step(attempt: Attempt, fed: Fed) -> tuple[torch.Tensor, float]:
+    """One optimizer step on a global batch; returns this rank's weighted sum of sample losses (detached, on the
+    device), and the sum of weights over the *global* batch.
 
     The gradient is that of (Σ weighted sample losses) / (Σ weights) over all ranks: each rank divides its
     sum by the global weight and multiplies by the world size, which the mean over ranks takes out again.
     A rank without a share, or a part of one, takes part with one sample of weight 0.
     """
-    recipe, link, clock = attempt.recipe, attempt.link, attempt.clock
-    clock.start()
-    mine = indices[rank_slice(len(indices), link.rank, link.world_size)]
-    # Equally many on all ranks: a sharded model's forward pass is collective.
-    parts = np.array_split(mine, num_microbatches(len(indices), link.world_size, attempt.microbatch_size))
-    weight = global_weight(attempt, indices)
+    recipe, link, clock, indices = attempt.recipe, attempt.link, attempt.clock, fed.wanted.rows
+    parts = microbatches(attempt, indices)
+    weight = global_weight(attempt, indices, fed.targets)
     loss_sum = torch.zeros((), device=link.device)
     attempt.optimizer.zero_grad(set_to_none=True)
-    for number, part in enumerate(parts, start=1):
-        rows = part if len(part) else indices[:1]
+    for number, (part, batch) in enumerate(zip(parts, fed.batches, strict=True), start=1):
+        rows = _stand_in(part, indices)
         scale = link.world_size / weight if len(part) else 0.0
-        inputs, targets = training_batch(recipe, attempt.placement, rows, attempt.position.epoch)
+        inputs, targets = training_batch(recipe, attempt.placement, rows, attempt.position.epoch, batch)
         clock.lap("data")
         more = number < len(parts)
         with no_sync(attempt.parallel, enabled=more):
@@ -68,19 +96,34 @@ def train_step(attempt: Attempt, indices: npt.NDArray[np.int64]) -> tuple[torch.
     return loss_sum, weight
 
 
+def microbatches(attempt: Attempt, indices: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """This rank's rows of a global batch, cut into microbatches, of which some may be empty. Equally many on all
+    ranks: a sharded model's forward pass is collective."""
+    link = attempt.link
+    mine = indices[rank_slice(len(indices), link.rank, link.world_size)]
+    count = num_microbatches(len(indices), link.world_size, attempt.microbatch_size)
+    return np.array_split(mine, count) if count > 1 else [mine]
+
+
+def _stand_in(part: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """A rank that has no rows computes one, which counts nothing."""
+    return part if len(part) else indices[:1]
+
+
 def num_microbatches(batch_size: int, world_size: int, microbatch_size: int) -> int:
     """Into how many parts every rank cuts its share of a global batch."""
     return max(1, math.ceil(math.ceil(batch_size / world_size) / microbatch_size))
 
 
-def global_weight(attempt: Attempt, indices: npt.NDArray[np.int64]) -> float:
-    """Σ of the samples' weights over a global batch. Every rank finds it in its own map of the data."""
-    objective, part = attempt.recipe.objective, attempt.recipe.train_part
-    if objective.weigh is None:
-        return float(len(indices))
-    plan = augment_plan(attempt.recipe, indices, attempt.position.epoch)
-    weights = objective.weights(learned_targets(attempt.recipe, plan, part.gather(plan.rows).targets))
-    return float(len(indices)) if weights is None else max(float(weights.sum()), 1e-12)
+def global_weight(attempt: Attempt, rows: npt.NDArray[np.int64], targets: torch.Tensor | None) -> float:
+    """Σ of the samples' weights over a global batch of these rows; `targets` are those as stored, of the rows and
+    of what is mixed into them. Every rank finds them in its own map of the data."""
+    recipe = attempt.recipe
+    if recipe.objective.weigh is None or targets is None:
+        return float(len(rows))
+    plan = augment_plan(recipe, rows, attempt.position.epoch)
+    weights = recipe.objective.weights(learned_targets(recipe, plan, targets))
+    return float(len(rows)) if weights is None else max(float(weights.sum()), 1e-12)
 
 
 def _update(attempt: Attempt) -> None:

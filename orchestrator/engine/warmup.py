@@ -29,12 +29,14 @@ _ROWS_AT_ONCE = 1 << 16
 
 
 def check_targets(recipe: Recipe, rank: int, world_size: int) -> None:
-    """Raise DataError for a target that the task does not know, before any time is spent; each rank its share."""
+    """Raise DataError for a target that the task does not know, before any time is spent; each rank its share.
+    Of streamed data only the first rows: to see all would be to fetch all."""
     part = recipe.train_part
-    mine = rank_slice(part.num_rows, rank, world_size)
+    num_rows = min(part.num_rows, _ROWS_AT_ONCE) if part.streaming else part.num_rows
+    mine = rank_slice(num_rows, rank, world_size)
     for start in range(mine.start, mine.stop, _ROWS_AT_ONCE):
         rows = np.arange(start, min(start + _ROWS_AT_ONCE, mine.stop))
-        recipe.objective.check_targets(part.gather(rows).targets)
+        recipe.objective.check_targets(part.gather_targets(rows))
 
 
 def try_out(recipe: Recipe, model: torch.nn.Module, placement: Placement, *, count: bool) -> float:

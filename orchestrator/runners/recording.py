@@ -25,7 +25,7 @@ from orchestrator.tracking.ops import LogModel, StartRun
 from orchestrator.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
-    from orchestrator.data.prepared.prepared import Manifest
+    from orchestrator.data.prepared.manifest import Manifest
     from orchestrator.spec import LoadedSpec
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from orchestrator.data.augment.augment import check_augment
-from orchestrator.data.prepared.prepared import Manifest, Prepared
+from orchestrator.data.prepared.manifest import Manifest
+from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.engine.checkpoint import CheckpointStore
 from orchestrator.engine.objective.metrics import DEFAULTS, check_metrics
 from orchestrator.engine.objective.objective import build_objective

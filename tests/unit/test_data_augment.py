@@ -46,7 +46,8 @@ def changed_by(
 ) -> torch.Tensor:
     shape = tuple(inputs.shape[1:])
     return augment(
-        inputs, plan_augment(steps, seed=5, epoch=epoch, rows=rows, num_rows=1000, input_shape=shape)
+        inputs,
+        plan_augment(steps, seed=5, epoch=epoch, rows=rows, blocks=np.array([1000]), input_shape=shape),
     )
 
 

@@ -48,13 +48,18 @@ def batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     inputs, targets = everything(shape)
     plan = plan_augment(
-        steps(chain), seed=seed, epoch=epoch, rows=np.asarray(rows), num_rows=NUM_ROWS, input_shape=shape
+        steps(chain),
+        seed=seed,
+        epoch=epoch,
+        rows=np.asarray(rows),
+        blocks=np.array([NUM_ROWS]),
+        input_shape=shape,
     )
     return augment(inputs[plan.rows], plan), mix_targets(targets[plan.rows], plan)
 
 
 def mixed(step: Mixup | CutMix, rows: np.ndarray, *, num_rows: int, shape: tuple[int, ...] = SHAPE) -> Mix:
-    return draw_mix(step, seed=5, epoch=1, index=0, rows=rows, num_rows=num_rows, input_shape=shape)
+    return draw_mix(step, seed=5, epoch=1, index=0, rows=rows, blocks=np.array([num_rows]), input_shape=shape)
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: "-".join(step["kind"] for step in chain))
@@ -121,7 +126,7 @@ def test_what_is_mixed_in_has_gone_through_the_steps_before() -> None:
     rows = np.arange(NUM_ROWS)
     flipped, _ = batch([flip], rows)
     plan = plan_augment(
-        steps([flip, MIXUP]), seed=5, epoch=1, rows=rows, num_rows=NUM_ROWS, input_shape=SHAPE
+        steps([flip, MIXUP]), seed=5, epoch=1, rows=rows, blocks=np.array([NUM_ROWS]), input_shape=SHAPE
     )
     (mix,) = plan.mixes.values()
     share = torch.from_numpy(mix.share).float()[:, None, None, None]
@@ -216,3 +221,17 @@ def test_what_cannot_be_mixed_is_refused() -> None:
         check_augment(steps([MIXUP]), (30,), vocab_size=100)
     with pytest.raises(UsageError, match=r"augment.0 \(cutmix\) .*leave it out$"):
         check_augment(steps([CUTMIX]), (30,), vocab_size=100)
+
+
+def test_partners_stay_in_their_block() -> None:
+    rows = np.arange(1000)
+    plan = plan_augment(
+        steps([MIXUP]), seed=5, epoch=1, rows=rows, blocks=np.array([10, 400, 401, 1000]), input_shape=SHAPE
+    )
+    (mix,) = plan.mixes.values()
+    ends = np.array([10, 400, 401, 1000])
+    assert np.array_equal(
+        np.searchsorted(ends, mix.partners, side="right"),
+        np.searchsorted(ends, rows[mix.chosen], side="right"),
+    )
+    assert (mix.partners != rows[mix.chosen]).sum() == len(mix.chosen) - 1  # all but the block of one row

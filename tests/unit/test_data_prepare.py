@@ -172,7 +172,7 @@ def test_found_again_under_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest", "version"])
 def test_damaged_data_is_built_anew(tmp_path: Path, damage: str) -> None:
     prepared = _prepare(_section(LINEAR), tmp_path)
-    file = prepared.folder / "train.arrow"
+    file = prepared.folder / "train-00000.arrow"
     content = file.read_bytes()
     if damage == "truncate":
         file.write_bytes(content[:100])
@@ -195,7 +195,7 @@ def test_damaged_data_is_built_anew(tmp_path: Path, damage: str) -> None:
 
 def test_a_new_time_stamp_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = _prepare(_section(LINEAR), tmp_path)
-    os.utime(prepared.folder / "train.arrow", ns=(0, 0))
+    os.utime(prepared.folder / "train-00000.arrow", ns=(0, 0))
     monkeypatch.delattr(build_module, "build")
     assert _prepare(_section(LINEAR), tmp_path).folder == prepared.folder
 
@@ -305,7 +305,7 @@ def test_remote_storage_is_copied_to_the_node(tmp_path: Path, monkeypatch: pytes
     assert torch.equal(
         second.part("val").gather(np.arange(30)).features, first.part("val").gather(np.arange(30)).features
     )
-    place.write_bytes("train.arrow", b"damaged")
+    place.write_bytes("train-00000.arrow", b"damaged")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node3"))
     with pytest.raises(DataError, match="no complete prepared data"):
         Prepared.load(place)

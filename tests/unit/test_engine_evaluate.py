@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from orchestrator.data.features.pipeline import Pipeline
-from orchestrator.data.prepared.prepared import Batch, Prepared
+from orchestrator.data.prepared.part import Batch
+from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.objective import evaluate as module
@@ -105,8 +106,10 @@ class Rows:
 
     def __init__(self, features: torch.Tensor, targets: torch.Tensor) -> None:
         self.num_rows, self._batch = len(features), Batch(features, targets)
+        self.shards: list[Any] = []
+        self.streaming, self.row_bytes = False, 8.0
 
-    def gather(self, indices: np.ndarray[Any, np.dtype[np.int64]]) -> Batch:
+    def gather(self, indices: np.ndarray[Any, np.dtype[np.int64]], *, pin: bool) -> Batch:
         return Batch(*(column[torch.from_numpy(indices)] for column in self._batch))
 
     transform = transform_targets = inverse_targets = staticmethod(lambda values: values)
@@ -162,7 +165,7 @@ def test_the_loss_is_weighted_as_in_training_and_ranks_call_the_model_alike(
     objective = build_objective("multiclass", Loss(class_weights=weights), num_outputs=3)
     torch.manual_seed(0)
     rows, model = Rows(torch.randn(num_rows, 4), torch.randint(0, 3, (num_rows,))), torch.nn.Linear(4, 3)
-    batch = rows.gather(np.arange(num_rows))
+    batch = rows.gather(np.arange(num_rows), pin=False)
     wanted = F.cross_entropy(model(batch.features), batch.targets, weight=torch.tensor(weights)).item()
     assert evaluate_rows(rows, model, objective).loss == pytest.approx(wanted)
     shares = sums_of_ranks(rows, model, objective, num_ranks)
@@ -190,7 +193,7 @@ def test_lower_precision_is_that_of_the_forward_pass() -> None:
     objective = build_objective("regression", Loss(), num_outputs=1)
     rows, model = Rows(torch.randn(7, 4), torch.randn(7)), torch.nn.Linear(4, 1)
     got = evaluate_rows(rows, model, objective, precision=Precision("bf16", "cpu"))
-    batch = rows.gather(np.arange(7))
+    batch = rows.gather(np.arange(7), pin=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model(batch.features).squeeze(1)
     assert outputs.dtype == torch.bfloat16

@@ -46,10 +46,11 @@ def plan_augment(
     seed: int,
     epoch: int,
     rows: NDArray[np.int64],
-    num_rows: int,
+    blocks: NDArray[np.int64],
     input_shape: tuple[int, ...],
 ) -> Plan:
-    """The changes to samples of these rows (n,), of the `num_rows` of the training part. Reads nothing.
+    """The changes to samples of these rows (n,) of the training part. Reads nothing. Within which rows a sample is
+    mixed, `blocks` say: where they end, (blocks,), ascending; a single one is the whole part.
 
     What is mixed into a sample has gone through the steps before as a sample of its own, so that each step that
     mixes adds up to as many rows again.
@@ -64,7 +65,7 @@ def plan_augment(
                 epoch=epoch,
                 index=index,
                 rows=rows,
-                num_rows=num_rows,
+                blocks=blocks,
                 input_shape=input_shape,
             )
             rows = np.concatenate([rows, mixes[index].partners])

@@ -39,15 +39,18 @@ def draw_mix(
     epoch: int,
     index: int,
     rows: NDArray[np.int64],
-    num_rows: int,
+    blocks: NDArray[np.int64],
     input_shape: tuple[int, ...],
 ) -> Mix:
-    """What the step mixes into samples of these rows, of the `num_rows` of the training part."""
+    """What the step mixes into samples of these rows. A partner is a row of the same block of the training part;
+    `blocks` (n,) are the rows at which they end: one for the whole part, or the shards where it is streamed."""
     u = uniform(seed, epoch, index, rows, 5)
     chosen = np.flatnonzero(u[0] < step.p)
     u = u[:, chosen]
-    # One of the others, all equally likely; a part of one row has none.
-    partners = (rows[chosen] + 1 + (u[1] * (num_rows - 1)).astype(np.int64)) % num_rows
+    # One of the others, all equally likely; a block of one row has none.
+    block = np.searchsorted(blocks, rows[chosen], side="right")
+    first, sizes = (np.append(0, blocks[:-1])[block], np.diff(blocks, prepend=0)[block])
+    partners = first + (rows[chosen] - first + 1 + (u[1] * (sizes - 1)).astype(np.int64)) % sizes
     own_share = symmetric_beta(u[2], step.alpha)
     if isinstance(step, Mixup):
         return Mix(len(rows), chosen, partners, 1 - own_share)

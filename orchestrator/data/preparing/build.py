@@ -24,8 +24,9 @@ from orchestrator.data.features.schema import array_matrix, describe_features, n
 from orchestrator.data.features.target import Target, resolve_target
 from orchestrator.data.features.tokens import fit_tokenizer
 from orchestrator.data.features.transforms import Affine
-from orchestrator.data.prepared.prepared import EXAMPLE, FORMAT_VERSION, MANIFEST, Manifest, Prepared
-from orchestrator.data.sources.fingerprint import hash_file
+from orchestrator.data.prepared.manifest import EXAMPLE, FORMAT_VERSION, MANIFEST, Manifest, file_facts
+from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.prepared.shards import write_arrow, write_shard
 from orchestrator.data.sources.read import read_source
 from orchestrator.data.split import split_rows
 from orchestrator.errors import SourceError
@@ -68,8 +69,12 @@ def build(
         samples = _row_samples(cleaned, pipeline, section, task, seed)
     target, parts, fitted = samples.target, samples.parts, samples.pipeline
     counts = {name: target.class_counts(rows) for name, rows in parts.items()}
-    files = [_write_part(folder, name, samples) for name in parts]
-    files.append(_write_example(folder, raw.select(schema.columns), samples.source_rows[parts["train"]]))
+    values = (samples.features, target.values, samples.source_rows)
+    shards = {
+        name: [write_shard(folder, name, 0, *(column[rows] for column in values))] if len(rows) else []
+        for name, rows in parts.items()
+    }
+    example = _write_example(folder, raw.select(schema.columns), samples.source_rows[parts["train"]])
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         key=key,
@@ -88,7 +93,9 @@ def build(
         cleaning=list(cleaned.report),
         corrupt_images=samples.corrupt_images,
         pipeline=fitted.to_dict(),
-        files={file.name: _facts(file) for file in files},
+        shards={name: [shard.entry for shard in written] for name, written in shards.items()},
+        files={shard.file: shard.facts for written in shards.values() for shard in written}
+        | {EXAMPLE: file_facts(example)},
     )
     Folder.at(folder).write_json(MANIFEST, manifest.to_dict())
     return manifest
@@ -201,27 +208,6 @@ def _fit_target(section: DataSection, target: Target, train: NDArray[np.int64]) 
 _STANDARDIZE = Standardize(kind="standardize")
 
 
-def _write_part(folder: Path, name: str, samples: _Samples) -> Path:
-    """One record batch, uncompressed, so that the columns can be read in place."""
-    rows = samples.parts[name]
-    batch = pa.record_batch(
-        {
-            "features": _fixed_width(samples.features[rows]),
-            "target": _fixed_width(samples.target.values[rows]),
-            "row": pa.array(samples.source_rows[rows]),
-        }
-    )
-    return _write_arrow(folder / f"{name}.arrow", batch)
-
-
-def _fixed_width(values: NDArray[Any]) -> pa.Array:
-    """A column of numbers, or of fixed-size lists where there is more than one number per row."""
-    if values.ndim == 1:
-        return pa.array(values)
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
-
-
 def _write_example(folder: Path, raw: pa.Table, train_rows: NDArray[np.int64]) -> Path:
     """The first rows of the training part; of a text column, their beginnings."""
     example = raw.take(pa.array(np.unique(train_rows)[:_EXAMPLE_ROWS]))
@@ -229,15 +215,4 @@ def _write_example(folder: Path, raw: pa.Table, train_rows: NDArray[np.int64]) -
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             cut = pc.utf8_slice_codeunits(example[field.name], 0, _EXAMPLE_CHARACTERS)
             example = example.set_column(index, field.name, cut)
-    return _write_arrow(folder / EXAMPLE, example.combine_chunks().to_batches()[0])
-
-
-def _write_arrow(file: Path, batch: pa.RecordBatch) -> Path:
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return file
-
-
-def _facts(file: Path) -> dict[str, Any]:
-    stat = file.stat()
-    return {"bytes": stat.st_size, "sha256": hash_file(file), "mtime_ns": stat.st_mtime_ns}
+    return write_arrow(folder / EXAMPLE, example.combine_chunks().to_batches()[0])

@@ -12,15 +12,11 @@ import os
 import secrets
 import shutil
 import sys
+from typing import Any
 
-from orchestrator.data.prepared.prepared import (
-    FORMAT_VERSION,
-    MANIFEST,
-    Prepared,
-    node_lock,
-    node_path,
-    read_manifest,
-)
+from orchestrator.data.prepared.cache import node_lock, node_path
+from orchestrator.data.prepared.manifest import FORMAT_VERSION, MANIFEST
+from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.data.sources.fingerprint import fingerprint as data_fingerprint
 from orchestrator.data.sources.fingerprint import memo_file
 from orchestrator.errors import DataError
@@ -44,20 +40,23 @@ def prepare(
     if not section.cache:
         key = f"{key}-{secrets.token_hex(4)}"
     place = prepared_folder(storage, key)
-    found = _find(place)
+    found = _find(place, section)
     if found is not None:
         return found
     # On remote storage two nodes may both build, and upload the same content.
     with node_lock(place):
-        return _find(place) or _build(
+        return _find(place, section) or _build(
             section, task=task, seed=seed, key=key, fingerprint=fingerprint, place=place
         )
 
 
+_NOT_IN_THE_DATA: Any = {"cache": True, "augment": True, "iterate": True, "source": {"path"}}
+
+
 def prepared_key(section: DataSection, *, task: str, seed: int, fingerprint: str) -> str:
     """Names prepared data by all that decides its content. The source's path does not (its content does), nor
-    does augmentation, which comes later."""
-    rendered = section.model_dump(mode="json", exclude={"cache": True, "augment": True, "source": {"path"}})
+    do iterating and augmentation, which come later."""
+    rendered = section.model_dump(mode="json", exclude=_NOT_IN_THE_DATA)
     text = json.dumps([FORMAT_VERSION, fingerprint, rendered, task, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -74,12 +73,11 @@ def discard(section: DataSection, storage: Folder, prepared: Prepared) -> None:
         shutil.rmtree(prepared.folder, ignore_errors=True)
 
 
-def _find(place: Folder) -> Prepared | None:
+def _find(place: Folder, section: DataSection) -> Prepared | None:
     if not place.is_local and place.exists(MANIFEST):
         with contextlib.suppress(DataError):  # another node may be uploading it this moment
-            return Prepared.load(place)
-    manifest = read_manifest(place.local_path()) if place.is_local else None
-    return Prepared(place.local_path(), manifest) if manifest else None
+            return Prepared.load(place, section.iterate)
+    return Prepared.find(place.local_path(), section.iterate) if place.is_local else None
 
 
 def _build(
@@ -104,4 +102,4 @@ def _build(
         shutil.rmtree(temporary, ignore_errors=True)
     if not place.is_local:
         place.upload(final)
-    return Prepared(final, manifest)
+    return Prepared(final, manifest, section.iterate)

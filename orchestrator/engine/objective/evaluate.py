@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from orchestrator.data.features.pipeline import Pipeline
-from orchestrator.data.prepared.order import rank_slice
-from orchestrator.data.prepared.prepared import Part
+from orchestrator.data.prepared.feed import Wanted, feed
+from orchestrator.data.prepared.order import SequentialOrder, num_batches, rank_slice
+from orchestrator.data.prepared.part import Part
 from orchestrator.engine import collectives
 from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.objective.metrics import MetricSet
@@ -73,27 +74,41 @@ def evaluate(
     every = max(1, -(-num_rows // _MOST_PAIRS))
     mine = rank_slice(num_rows, collectives.rank(), num_ranks)
     sums = torch.zeros(2, dtype=torch.float64, device=placement.device)  # losses, weights
+    order = SequentialOrder(mine.start, mine.stop, batch_size, [shard.rows for shard in part.shards])
+
+    def wanted(k: int) -> Wanted:
+        rows = order.batch(k)
+        return Wanted(rows, [rows if len(rows) else np.zeros(1, dtype=np.int64)])
+
     model.eval()
-    for start in range(mine.start, mine.start + -(-num_rows // num_ranks), batch_size):
-        rows = np.arange(start, min(start + batch_size, mine.stop))
-        batch = part.gather(rows if len(rows) else np.zeros(1, dtype=np.int64))
-        inputs = placement.lay_out(pipeline.transform(placement.put(batch.features)))
-        with precision.autocast() if precision else contextlib.nullcontext():
-            outputs = objective.shape_outputs(model(inputs))
-        if not len(rows):
-            continue
-        if outputs.dtype != torch.float64:
-            outputs = outputs.float()
-        targets = placement.put(batch.targets)
-        learned = pipeline.transform_targets(targets)
-        weights = objective.weights(learned)
-        sums[0] += objective.losses(outputs, learned).double().sum()
-        sums[1] += len(rows) if weights is None else weights.double().sum()
-        predicted = pipeline.inverse_targets(outputs)
-        metrics.update(predicted, targets)
-        if pairs is not None:
-            chosen = slice(-start % every, None, every)  # the same rows for any number of ranks
-            pairs.append(torch.stack([targets[chosen].double(), predicted[chosen].double()]).cpu())
+    with feed(
+        part,
+        wanted,
+        0,
+        num_batches(-(-num_rows // num_ranks), batch_size),
+        rows_per_item=min(batch_size, num_rows),
+        order=order,
+        pin=placement.device.type == "cuda",
+    ) as items:
+        for item in items:
+            (batch,), rows = item.batches, item.wanted.rows
+            inputs = placement.lay_out(pipeline.transform(placement.put(batch.features)))
+            with precision.autocast() if precision else contextlib.nullcontext():
+                outputs = objective.shape_outputs(model(inputs))
+            if not len(rows):
+                continue
+            if outputs.dtype != torch.float64:
+                outputs = outputs.float()
+            targets = placement.put(batch.targets)
+            learned = pipeline.transform_targets(targets)
+            weights = objective.weights(learned)
+            sums[0] += objective.losses(outputs, learned).double().sum()
+            sums[1] += len(rows) if weights is None else weights.double().sum()
+            predicted = pipeline.inverse_targets(outputs)
+            metrics.update(predicted, targets)
+            if pairs is not None:
+                chosen = slice(-int(rows[0]) % every, None, every)  # the same rows for any number of ranks
+                pairs.append(torch.stack([targets[chosen].double(), predicted[chosen].double()]).cpu())
     model.train()
     loss_sum, weight_sum = collectives.sum_over_ranks(sums).tolist()
     return Evaluation(

@@ -24,6 +24,8 @@ from orchestrator.spec.data.cleaning import (
     Map,
 )
 from orchestrator.spec.data.inputs import Image, Text
+from orchestrator.spec.data.iterate import Iterate
+from orchestrator.spec.data.preparation import Preparation
 from orchestrator.spec.data.quality import Quality
 from orchestrator.spec.data.section import DataSection
 from orchestrator.spec.data.sources import (
@@ -81,6 +83,7 @@ __all__ = [
     "Hashing",
     "Image",
     "ImageFolderSource",
+    "Iterate",
     "JsonSource",
     "LinearSource",
     "Map",
@@ -92,6 +95,7 @@ __all__ = [
     "OneHot",
     "Ordinal",
     "ParquetSource",
+    "Preparation",
     "PythonSource",
     "Quality",
     "RandAugment",

@@ -10,6 +10,8 @@ from orchestrator.spec.base import Section
 from orchestrator.spec.data.augment import Augmentation
 from orchestrator.spec.data.cleaning import CleanStep
 from orchestrator.spec.data.inputs import Image, Text
+from orchestrator.spec.data.iterate import Iterate
+from orchestrator.spec.data.preparation import Preparation
 from orchestrator.spec.data.quality import Quality
 from orchestrator.spec.data.sources import Source
 from orchestrator.spec.data.split import Split
@@ -41,6 +43,8 @@ class DataSection(Section):
     """Random changes to training samples, in this order, drawn anew for each sample and epoch; the same ones for
     any number of workers. Of tables: `mixup` only."""
     quality: Quality = Field(default_factory=Quality)
+    preparation: Preparation = Field(default_factory=Preparation)
+    iterate: Iterate = Field(default_factory=Iterate)
     cache: bool = True
     """Keep the prepared data under `<storage>/prepared`, to be found again by its content key."""
 
