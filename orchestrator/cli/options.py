@@ -146,6 +146,15 @@ def show_metrics(metrics: Mapping[str, float] | None) -> str:
     return ", ".join(f"{key} {value:.4g}" for key, value in sorted((metrics or {}).items()))
 
 
+def show_size(count: float) -> str:
+    """Bytes with a unit: `1.5 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 def show_time(time_s: float | None) -> str:
     """Local time of seconds since the epoch."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_s)) if time_s else ""

@@ -13,6 +13,7 @@ from orchestrator.cli.options import (
     SpecArgument,
     print_json,
     print_table,
+    show_size,
 )
 
 if TYPE_CHECKING:
@@ -60,14 +61,14 @@ def _show(plan: Plan) -> None:
         ),
         ("last batch", f"{plan.last_batch_size} sample(s)"),
         ("parameters", f"{memory.num_parameters:,} ({memory.num_trained:,} trained)"),
-        ("weights", _size(memory.weights_bytes)),
-        ("gradients", _size(memory.gradients_bytes)),
-        ("optimizer", _size(memory.optimizer_bytes)),
-        *([("averaged weights", _size(memory.ema_bytes))] if memory.ema_bytes else []),
-        ("activations", f"{_size(memory.activations_bytes)} for a microbatch"),
+        ("weights", show_size(memory.weights_bytes)),
+        ("gradients", show_size(memory.gradients_bytes)),
+        ("optimizer", show_size(memory.optimizer_bytes)),
+        *([("averaged weights", show_size(memory.ema_bytes))] if memory.ema_bytes else []),
+        ("activations", f"{show_size(memory.activations_bytes)} for a microbatch"),
         (
             "memory",
-            f"{_size(memory.total_bytes)} per worker, {_size(plan.total_memory_bytes)} in all (estimate)",
+            f"{show_size(memory.total_bytes)} per worker, {show_size(plan.total_memory_bytes)} in all (estimate)",
         ),
     ]
     print_table(["", ""], rows)
@@ -83,14 +84,6 @@ def _amounts(resources: object) -> str:
         if name in ("CPU", "GPU", "TPU", "memory") or name.startswith("accelerator_type:")
     }
     return ", ".join(
-        f"{_size(amount)} memory" if name == "memory" else f"{amount:g} {name}"
+        f"{show_size(amount)} memory" if name == "memory" else f"{amount:g} {name}"
         for name, amount in shown.items()
     )
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -76,7 +76,9 @@ def signature(pipeline: Pipeline, task: str) -> dict[str, str | None]:
         inputs = [_column(schema.columns[0], "string")]
     else:
         inputs = [
-            _column(name, _column_type(dtype, pipeline.encoders.get(name)))
+            _column(name, _column_type(pipeline.sent[name], None))
+            if name in pipeline.sent
+            else _column(name, _column_type(dtype, pipeline.encoders.get(name)))
             for name, dtype in zip(schema.columns, schema.dtypes, strict=True)
         ]
     classes = pipeline.classes or []

@@ -12,7 +12,7 @@ import importlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +28,10 @@ from orchestrator.runners.environment import environment
 from orchestrator.runners.job import Job, resolve_job, search_paths
 from orchestrator.runners.ray_workers.start import (
     check_fits,
-    start_ray,
+    connected,
     submission_id,
 )
+from orchestrator.runners.preparing import prepare_data
 from orchestrator.runners.recording import record_end, start_of
 from orchestrator.runners.result import Result
 from orchestrator.runners.stop_signals import stop_signals
@@ -73,7 +74,7 @@ def run_job(
     secrets = secret_values(loaded.spec)
     watch = Watch(observer or Silent(), functools.partial(redact, secrets=list(secrets.values())))
     with environment(secrets), contextlib.ExitStack() as stack:
-        prepared, choice = _prepare(job, stack, fresh=fresh, resume=resume)
+        prepared, choice = _prepare(job, watch, stack, fresh=fresh, resume=resume)
         run = choice.run
         watch.heartbeat = Heartbeat(run, choice.claim, watch.last_progress, watch.ask_to_stop)
         stack.enter_context(watch.heartbeat)
@@ -89,10 +90,10 @@ def run_job(
 
 
 def _prepare(
-    job: Job, stack: contextlib.ExitStack, *, fresh: bool, resume: str | None
+    job: Job, watch: Watch, stack: contextlib.ExitStack, *, fresh: bool, resume: str | None
 ) -> tuple[Prepared, Choice]:
     """Start Ray and prepare the data at the same time, then choose the run."""
-    from orchestrator.data.preparing.prepare import discard, prepare
+    from orchestrator.data.preparing.prepare import discard
     from orchestrator.data.sources.fingerprint import fingerprint, memo_file
     from orchestrator.imports import add_search_paths, check_object
     from orchestrator.runners.init_from import fetch_initial, place_initial
@@ -109,14 +110,26 @@ def _prepare(
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-init-"))
         initial = fetch_initial(spec.init_from, job.storage, job.tracking_uri, Path(scratch))
     identity = identify(spec, source, loaded.search_paths, initial.sha256 if initial else "")
+    there: Future[None] = Future()  # Ray is
     with ThreadPoolExecutor(2, thread_name_prefix="prepare") as pool:
         preparing: Future[Prepared] = pool.submit(
-            prepare, spec.data, task=spec.train.task, seed=spec.seed, storage=job.storage, fingerprint=source
+            prepare_data,
+            loaded,
+            job.storage,
+            fingerprint=source,
+            cluster=None if job.inline else there.result,
+            say=watch.say,
         )
         if not job.inline:
             # While Ray's processes come up there is time to import torch.
             pool.submit(importlib.import_module, "orchestrator.worker")
-            stack.enter_context(_ray(job))
+            try:
+                stack.enter_context(connected(spec, job.address))
+                check_fits(spec)
+            except BaseException as error:
+                there.set_exception(error)  # preparation may wait for it
+                raise
+            there.set_result(None)
         prepared = preparing.result()
     stack.callback(discard, spec.data, job.storage, prepared)
     choice = choose_run(job.storage, spec, identity, fresh=fresh, resume=resume)
@@ -124,20 +137,6 @@ def _prepare(
     if initial is not None:
         place_initial(initial, choice.run)
     return prepared, choice
-
-
-@contextlib.contextmanager
-def _ray(job: Job) -> Iterator[None]:
-    import ray
-
-    ours = not ray.is_initialized()
-    start_ray(job.loaded.spec, job.address)
-    try:
-        check_fits(job.loaded.spec)
-        yield
-    finally:
-        if ours:
-            ray.shutdown()
 
 
 def _open_tracker(job: Job, run: RunFolder) -> Tracker:

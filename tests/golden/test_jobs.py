@@ -27,7 +27,7 @@ import orchestrator
 from orchestrator.cli.app import run_app
 from orchestrator.data.columns import array_values, image_bytes
 from orchestrator.data.prepared.prepared import Prepared
-from orchestrator.data.preparing.build import raw_rows
+from tests.raw_rows import raw_rows
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.data.sources.read import read_source
 from orchestrator.errors import SpecError

@@ -65,7 +65,7 @@ def write_prepared(folder: Path, sizes: Sequence[int] = (4, 3), seed: int = 0) -
         rows={"train": sum(sizes)},
         class_counts=None,
         cleaning=[],
-        corrupt_images=0,
+        corrupt=0,
         pipeline={},
         shards={"train": [shard.entry for shard in written]},
         files={shard.file: shard.facts for shard in written},

@@ -20,7 +20,10 @@ from orchestrator.errors import DataError
 DIGITS = Pipeline(RawSchema("array", ("image",), ("float64",), (8, 8)))
 COLORS = Pipeline(RawSchema("array", ("image",), ("uint8",), (4, 5, 3)))
 FILES = Pipeline(RawSchema("encoded_image", ("image",), ("bytes",)), image_size=(4, 6))
-TABLE = Pipeline(RawSchema("table", ("a", "b"), ("float64", "int64")), fills={"b": 7.0})
+TABLE = Pipeline(
+    RawSchema("table", ("a", "b"), ("float64", "int64")),
+    changes=({"do": "fill", "column": "b", "value": 7.0},),
+)
 PIXELS = np.random.default_rng(0).uniform(0, 16, (3, 8, 8))
 
 
@@ -171,7 +174,7 @@ def test_a_pipeline_travels_with_all_it_learned(copy: Any) -> None:
         COLORS.raw_schema,
         image_size=(3, 4),
         image_mode="grayscale",
-        fills={"x": 1.5},
+        changes=({"do": "fill", "column": "x", "value": 1.5},),
         transforms=(Affine("standardize", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)),),
         target_transform=Affine("standardize", (1.0,), (2.0,)),
         classes=["a", "b"],

@@ -20,7 +20,7 @@ from PIL import Image
 
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.data.preparing import build as build_module
-from orchestrator.data.preparing.build import raw_rows
+from tests.raw_rows import raw_rows
 from orchestrator.data.preparing.prepare import discard, prepare
 from orchestrator.data.sources.fingerprint import fingerprint
 from orchestrator.errors import DataError, SourceError
@@ -150,7 +150,7 @@ def test_the_test_part_teaches_nothing(tmp_path: Path) -> None:
     assert second.manifest.key != first.manifest.key
     assert second.pipeline == first.pipeline
     known = x[train][~np.isnan(x[train])]
-    assert first.pipeline.fills == {"x": pytest.approx(known.mean())}
+    assert first.pipeline.changes == ({"do": "fill", "column": "x", "value": pytest.approx(known.mean())},)
     filled = np.where(np.isnan(x[train]), known.mean(), x[train])
     assert first.pipeline.transforms[0].shift[0] == pytest.approx(filled.mean(), abs=1e-6)
     assert first.pipeline.transforms[0].divide[0] == pytest.approx(filled.std(), rel=1e-5)
@@ -323,7 +323,7 @@ def _image_folder(root: Path, corrupt: int) -> dict[str, Any]:
     return {"source": {"kind": "image_folder", "path": str(root)}, "target": "label"}
 
 
-def test_corrupt_images_are_skipped_up_to_the_share(tmp_path: Path) -> None:
+def test_corrupt_are_skipped_up_to_the_share(tmp_path: Path) -> None:
     section = _image_folder(tmp_path / "images", corrupt=2)
     image = {"size": [7, 9], "mode": "grayscale"}
     with pytest.raises(
@@ -332,7 +332,7 @@ def test_corrupt_images_are_skipped_up_to_the_share(tmp_path: Path) -> None:
         _prepare(_section(section, image=image), tmp_path)
     assert "max_corrupt_share" in caught.value.reason
     prepared = _prepare(_section(section, image=image, max_corrupt_share=0.05), tmp_path)
-    assert prepared.manifest.corrupt_images == 2
+    assert prepared.manifest.corrupt == 2
     assert sum(prepared.manifest.rows.values()) == 38
     assert prepared.manifest.input_shape == (1, 7, 9)
     assert prepared.manifest.class_counts is not None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from orchestrator.data.prepared.prepared import Prepared
-from orchestrator.data.preparing.build import raw_rows
+from tests.raw_rows import raw_rows
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.data.sources.fingerprint import fingerprint
 from orchestrator.data.sources.read import read_source

@@ -32,7 +32,7 @@ from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import describe_features
 from orchestrator.data.features.statistics import FOLDS, fold_numbers, row_keys
 from orchestrator.data.features.survey import fit_features, survey_features
-from orchestrator.data.preparing.build import raw_rows
+from tests.raw_rows import raw_rows
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import DataSection
@@ -306,7 +306,9 @@ def test_unknown_categories_and_nulls(
 
 def test_nulls_that_were_filled_in_training_are_filled_in_raw_rows() -> None:
     pipeline = _fit(_section(_step("one_hot"), features=["color"]))
-    filled = Pipeline.from_dict(pipeline.to_dict() | {"fills": {"color": "red"}})
+    filled = Pipeline.from_dict(
+        pipeline.to_dict() | {"changes": [{"do": "fill", "column": "color", "value": "red"}]}
+    )
     np.testing.assert_array_equal(filled.encode({"color": [None]}), pipeline.encode({"color": ["red"]}))
 
 

@@ -21,7 +21,7 @@ from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import RawSchema
 from orchestrator.data.features.tokens import Tokenizer
 from orchestrator.data.features.transforms import Affine
-from orchestrator.data.preparing.build import raw_rows
+from tests.raw_rows import raw_rows
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.errors import CheckpointError, DataError, UsageError, UserCodeError
 from orchestrator.export.bundle import Bundle, load_bundle, write_bundle
@@ -39,7 +39,7 @@ ARRAYS = Pipeline(
 )
 TABLE = Pipeline(
     RawSchema("table", ("width", "count"), ("float64", "int64")),
-    fills={"width": 0.5},
+    changes=({"do": "fill", "column": "width", "value": 0.5},),
     transforms=(Affine("standardize", (1.0, 10.0), (2.0, 5.0)),),
     target_transform=Affine("standardize", (100.0,), (20.0,)),
 )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.features.tokens import IGNORED, PADDING, Tokenizer
-from orchestrator.data.split import PARTS, split_rows
+from orchestrator.data.splitting.rows import PARTS
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import Split, Text
 
@@ -39,30 +39,26 @@ class Samples:
     rows: NDArray[np.int64]
 
 
-def split_documents(texts: Sequence[str], split: Split, seed: int) -> dict[str, list[Piece]]:
-    """The pieces of each part, in the order of the documents.
-
-    Documents are parted as rows are. Fewer than 20 are each cut by position instead (counted in characters):
-    train first, then val, then test. Raises SourceError for a stratified split.
-    """
-    if split.kind == "stratified":
-        raise SourceError(
-            "data.split: 'stratified' needs classes, and a language model has none",
-            "write data.split.kind: random",
-        )
-    if len(texts) >= FEW_DOCUMENTS:
-        rows = split_rows(len(texts), split, seed)
-        return {name: [Piece(int(row), texts[row]) for row in rows[name]] for name in PARTS}
+def part_documents(
+    texts: Sequence[str], split: Split, parts: NDArray[np.int8] | None
+) -> dict[str, list[Piece]]:
+    """The pieces of each part, in the order of the documents: whole documents where `parts` (documents,) says
+    which part each is in; with None every one is cut by position (counted in characters), train first, then val,
+    then test."""
+    pieces: dict[str, list[Piece]] = {name: [] for name in PARTS}
+    if parts is not None:
+        for code, name in enumerate(PARTS):
+            pieces[name] = [Piece(int(row), texts[row]) for row in np.flatnonzero(parts == code)]
+        return pieces
     ends = np.cumsum([split.train, split.val, split.test])
-    parts: dict[str, list[Piece]] = {name: [] for name in PARTS}
     for row, text in enumerate(texts):
         start = 0
         for name, end in zip(PARTS, ends, strict=True):
             stop = round(end * len(text))
             if stop > start:
-                parts[name].append(Piece(row, text[start:stop]))
+                pieces[name].append(Piece(row, text[start:stop]))
             start = stop
-    return parts
+    return pieces
 
 
 def joined(pieces: Sequence[Piece]) -> list[str]:
@@ -118,11 +114,11 @@ def piece_samples(
     return Samples(features, targets, np.array([row for row, _ in used], np.int64))
 
 
-def require_samples(parts: Mapping[str, Samples], split: Split, section: Text) -> None:
-    """Raises SourceError where a part that should have samples has none."""
+def require_samples(counts: Mapping[str, int], split: Split, section: Text) -> None:
+    """Raises SourceError where a part that should have samples has none; `counts` are those of each part."""
     needed = section.length + 1 if section.pack else 2
-    for name, samples in parts.items():
-        if getattr(split, name) > 0 and not len(samples.features):
+    for name, count in counts.items():
+        if getattr(split, name) > 0 and not count:
             raise SourceError(
                 f"data.split: the {name} part holds fewer than the {needed} tokens of one sample",
                 f"give more text, lower data.text.length, or change data.split.{name}",

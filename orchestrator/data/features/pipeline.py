@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from orchestrator.data.cleaning.clean import Fill
+from orchestrator.data.cleaning.replay import ValueChange, replay
 from orchestrator.data.columns import array_values, is_array, is_encoded_image, is_number, is_text
 from orchestrator.data.features import transforms
 from orchestrator.data.features.categories import category_values
@@ -46,8 +46,10 @@ class Pipeline:
     raw_schema: RawSchema
     image_size: tuple[int, int] = (32, 32)
     image_mode: Literal["rgb", "grayscale"] = "rgb"
-    fills: Mapping[str, Fill] = field(default_factory=dict)
-    """What a null of a column becomes."""
+    changes: tuple[ValueChange, ...] = ()
+    """What cleaning did to the values of the training rows, and now does to raw ones before they are encoded."""
+    sent: Mapping[str, str] = field(default_factory=dict)
+    """The dtypes of raw columns whose type cleaning changes; the schema has those after it."""
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
     """Of a table's columns of categories."""
     transforms: tuple[Affine, ...] = ()
@@ -153,7 +155,8 @@ class Pipeline:
             "raw_schema": self.raw_schema.to_dict(),
             "image_size": list(self.image_size),
             "image_mode": self.image_mode,
-            "fills": dict(self.fills),
+            "changes": [dict(change) for change in self.changes],
+            "sent": dict(self.sent),
             "encoders": {name: encoder.to_dict() for name, encoder in self.encoders.items()},
             "transforms": [step.to_dict() for step in self.transforms],
             "target_transform": self.target_transform.to_dict() if self.target_transform else None,
@@ -169,7 +172,8 @@ class Pipeline:
             raw_schema=RawSchema.from_dict(value["raw_schema"]),
             image_size=(int(value["image_size"][0]), int(value["image_size"][1])),
             image_mode=value["image_mode"],
-            fills=dict(value["fills"]),
+            changes=tuple(value["changes"] if "changes" in value else _old_fills(value["fills"])),
+            sent=dict(value.get("sent", {})),
             encoders={
                 name: Encoder.from_dict(encoder) for name, encoder in value.get("encoders", {}).items()
             },
@@ -261,12 +265,13 @@ class Pipeline:
         name = self.raw_schema.columns[0]
         if isinstance(rows, list | np.ndarray) and not are_dicts(rows):
             texts = list(rows)
+            if self.changes and all(text is None or isinstance(text, str) for text in texts):
+                texts = self._cleaned(pa.table({name: pa.array(texts, pa.large_string())}))[name].to_pylist()
         else:
-            column = self._table(rows)[name]
+            column = self._cleaned(self._table(rows))[name]
             if not is_text(column.type) and not pa.types.is_null(column.type):
                 raise DataError(f"column '{name}' must hold text, not {column.type}")
             texts = column.to_pylist()
-        texts = [self.fills.get(name) if text is None else text for text in texts]
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 held = "no text" if text is None else f"a {type(text).__name__}, not text"
@@ -276,7 +281,8 @@ class Pipeline:
 
     def _encode_columns(self, rows: object, folds: NDArray[np.int64] | None) -> NDArray[np.float32]:
         schema = self.raw_schema
-        table = self._table(named_columns(rows, schema.columns, strings="str" in schema.dtypes))
+        strings = "str" in (*schema.dtypes, *self.sent.values())
+        table = self._cleaned(self._table(named_columns(rows, schema.columns, strings=strings)))
         columns = self.layout.stored_columns
         stored = np.empty((table.num_rows, len(columns)), dtype=np.float32)
         ends = np.searchsorted(columns, np.arange(len(schema.columns) + 1))
@@ -284,8 +290,6 @@ class Pipeline:
             places = slice(ends[i], ends[i + 1])
             if name in self.encoders:
                 values = category_values(table[name], dtype, name)
-                if name in self.fills:
-                    values = values.fill_null(pa.scalar(self.fills[name]).cast(values.type))
                 stored[:, places] = self.encoders[name].encode(values, folds)
             else:
                 stored[:, places] = self._numbers(table, name)
@@ -297,8 +301,6 @@ class Pipeline:
         if not is_number(kind) and not pa.types.is_null(kind):
             raise DataError(f"column '{name}' must hold numbers, not {kind}")
         column = number_matrix(table, (name,))
-        if name in self.fills:
-            column[np.isnan(column)] = self.fills[name]
         wrong = np.flatnonzero(~np.isfinite(column))
         if len(wrong):
             raise DataError(
@@ -308,8 +310,16 @@ class Pipeline:
             )
         return column
 
+    def _cleaned(self, table: pa.Table) -> pa.Table:
+        return replay(table, self.changes) if self.changes else table
+
     def _table(self, rows: object) -> pa.Table:
         return rows_table(rows, self.raw_schema.columns)
+
+
+def _old_fills(fills: Mapping[str, Any]) -> list[ValueChange]:
+    """What models have that were logged when gaps were all that cleaning changed."""
+    return [{"do": "fill", "column": name, "value": value} for name, value in fills.items()]
 
 
 def _restored(saved: dict[str, Any], encoders: dict[str, Encoder]) -> Pipeline:

@@ -80,7 +80,7 @@ def describe_features(table: pa.Table, section: DataSection) -> RawSchema:
             f"column '{special[0]}' holds images or arrays, and cannot be used together with others",
             f"write data.features: [{special[0]}], or name columns of numbers or strings only",
         )
-    dtypes = {name: _dtype(kind) for name, kind in kinds.items()}
+    dtypes = {name: dtype_name(kind) for name, kind in kinds.items()}
     encoders = plan_table(section.transforms, dtypes).encoders
     unfit = [name for name, kind in kinds.items() if not is_number(kind) and name not in encoders]
     if unfit:
@@ -206,7 +206,8 @@ def _describe_array(column: pa.ChunkedArray, name: str) -> RawSchema:
     return RawSchema("array", (name,), (values.dtype.name,), tuple(int(n) for n in shape))
 
 
-def _dtype(kind: Any) -> str:
+def dtype_name(kind: Any) -> str:
+    """What a schema calls an Arrow type: numpy's name, or `str`."""
     if not is_number(kind):
         return "str" if is_text(kind) else str(kind)
     return "float64" if pa.types.is_decimal(kind) else np.dtype(kind.to_pandas_dtype()).name

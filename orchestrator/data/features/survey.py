@@ -110,7 +110,10 @@ def fit_features(section: DataSection, pipeline: Pipeline, partials: Iterable[Fe
         )
     if partial.tokens is not None:
         assert section.text is not None
-        return replace(pipeline, tokenizer=fit_vocabulary(section.text, partial.tokens))
+        return replace(
+            pipeline,
+            tokenizer=fit_vocabulary(section.text, partial.tokens, language_model=section.target is None),
+        )
     plan = _plan(section, pipeline)
     if pipeline.raw_schema.kind != "table":
         channels = pipeline.stored_shape[-1]

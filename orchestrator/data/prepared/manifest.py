@@ -53,8 +53,8 @@ class Manifest:
     """Rows that have each class (its label as text) in each part; None where there are no classes."""
     cleaning: list[Mapping[str, Any]]
     """One entry per step: `step`, `columns` as the spec names them, `rows` dropped or filled."""
-    corrupt_images: int
-    """Images that could not be decoded and were skipped."""
+    corrupt: int
+    """Records that could not be read, images that could not be decoded among them; they were skipped."""
     pipeline: Mapping[str, Any]
     shards: Mapping[str, list[Mapping[str, Any]]]
     """Of each part, in the order of its rows: `file` and `rows`. A part without rows has none."""

@@ -1,11 +1,15 @@
-"""Build prepared data: read, clean, split, fit, write. Imports: numpy, pyarrow."""
+"""Build prepared data: pass by pass over the chunks of a source. Imports: numpy, pyarrow.
+
+Clean, decide which row is in which part, fit on the training part, encode, write. What decides is a few bytes for each
+row and stays here; rows themselves are read where a pass runs, and left where the next one finds them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,206 +17,279 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.data.cleaning.clean import Cleaned, clean, refit_fills
-from orchestrator.data.cleaning.corrupt import CorruptLog, CorruptRecord
-from orchestrator.data.columns import array_values
-from orchestrator.data.features import transforms
-from orchestrator.data.features.documents import cut_samples, joined, require_samples, split_documents
-from orchestrator.data.features.images import decode_images
+from orchestrator.data.cleaning.compile import compile_cleaning
+from orchestrator.data.cleaning.corrupt import CorruptLog, merge_logs
+from orchestrator.data.cleaning.program import Program, merge_reports
+from orchestrator.data.cleaning.replay import value_changes
+from orchestrator.data.features.documents import FEW_DOCUMENTS, require_samples
 from orchestrator.data.features.pipeline import Pipeline
-from orchestrator.data.features.schema import array_matrix, describe_features, number_matrix, require_complete
+from orchestrator.data.features.schema import RawSchema, describe_features, dtype_name
+from orchestrator.data.features.survey import fit_features
 from orchestrator.data.features.target import Target, resolve_target
-from orchestrator.data.features.tokens import fit_tokenizer
-from orchestrator.data.features.transforms import Affine
 from orchestrator.data.prepared.manifest import EXAMPLE, FORMAT_VERSION, MANIFEST, Manifest, file_facts
-from orchestrator.data.prepared.prepared import Prepared
-from orchestrator.data.prepared.shards import write_arrow, write_shard
-from orchestrator.data.sources.read import read_source
-from orchestrator.data.split import split_rows
+from orchestrator.data.prepared.shards import write_arrow
+from orchestrator.data.preparing import passes
+from orchestrator.data.preparing.mapper import Mapper
+from orchestrator.data.preparing.passes import CleanedChunk, Encoded, Numbered, Share
+from orchestrator.data.quality.merge import merge_quality
+from orchestrator.data.quality.page import html
+from orchestrator.data.quality.report import QualityReport
+from orchestrator.data.sources.read import open_source
+from orchestrator.data.splitting.rows import PARTS, part_codes, split_rows
 from orchestrator.errors import SourceError
-from orchestrator.spec.data import DataSection, Standardize
+from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
 
-_EXAMPLE_ROWS = 5
 _EXAMPLE_CHARACTERS = 1000
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """What models learn from, all parts together: `features` (n, *stored_shape), the target, `source_rows`
-    (n,), and the positions that make up each part; with the pipeline fitted on the training part."""
-
-    features: NDArray[Any]
-    target: Target
-    source_rows: NDArray[np.int64]
-    parts: Mapping[str, NDArray[np.int64]]
-    pipeline: Pipeline
-    corrupt_images: int = 0
+SCRATCH = "scratch"
+QUALITY, QUALITY_PAGE, CORRUPT = "quality.json", "quality.html", "corrupt.csv"
 
 
 def build(
-    section: DataSection, *, task: str, seed: int, key: str, fingerprint: str, folder: Path
+    section: DataSection,
+    *,
+    task: str,
+    seed: int,
+    key: str,
+    fingerprint: str,
+    folder: Folder,
+    mapper: Callable[[int], Mapper],
 ) -> Manifest:
-    """Prepare a section's data into an existing, empty folder; the manifest is written last.
+    """Prepare a section's data into an empty folder; the manifest is written last.
 
-    Raises SourceError where the data does not fit the section or the task, DataError where too many images
-    are corrupt.
+    `mapper` chooses, by the number of chunks, where passes run; elsewhere than in this process they must see the
+    folder. Raises SourceError where the data does not fit the section or the task, DataError where too much of it
+    is corrupt.
     """
-    raw = read_source(section)
-    schema = describe_features(raw, section)
-    cleaned = clean(raw, section.clean, features=schema.columns, target=section.target)
-    require_complete(cleaned.table, schema.columns, section.target)
-    pipeline = Pipeline(schema, image_size=section.image.size, image_mode=section.image.mode)
-    if task == "language_modeling":
-        samples = _stream_samples(cleaned, pipeline, section, seed)
-    else:
-        samples = _row_samples(cleaned, pipeline, section, task, seed)
-    target, parts, fitted = samples.target, samples.parts, samples.pipeline
-    counts = {name: target.class_counts(rows) for name, rows in parts.items()}
-    values = (samples.features, target.values, samples.source_rows)
-    shards = {
-        name: [write_shard(folder, name, 0, *(column[rows] for column in values))] if len(rows) else []
-        for name, rows in parts.items()
-    }
-    example = _write_example(folder, raw.select(schema.columns), samples.source_rows[parts["train"]])
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        key=key,
-        fingerprint=fingerprint,
-        task=target.task,
-        target=section.target,
-        classes=fitted.classes,
-        num_outputs=target.num_outputs,
-        feature_kind=schema.kind,
-        vocab_size=fitted.vocab_size,
-        input_shape=fitted.input_shape,
-        stored_shape=fitted.stored_shape,
-        rows_read=raw.num_rows,
-        rows={name: len(rows) for name, rows in parts.items()},
-        class_counts={name: count for name, count in counts.items() if count is not None} or None,
-        cleaning=list(cleaned.report),
-        corrupt_images=samples.corrupt_images,
-        pipeline=fitted.to_dict(),
-        shards={name: [shard.entry for shard in written] for name, written in shards.items()},
-        files={shard.file: shard.facts for written in shards.values() for shard in written}
-        | {EXAMPLE: file_facts(example)},
-    )
-    Folder.at(folder).write_json(MANIFEST, manifest.to_dict())
-    return manifest
-
-
-def raw_rows(section: DataSection, prepared: Prepared, part: str) -> pa.Table:
-    """The rows of a part as the source gives them, read anew, in the part's order: the feature columns only.
-
-    What a user would send for prediction; `prepared.part(part).gather` holds the matching targets. Of a
-    language model, the documents in which the samples begin.
-    """
-    columns = list(prepared.pipeline.raw_schema.columns)
-    return read_source(section).select(columns).take(pa.array(prepared.part(part).source_rows()))
-
-
-def _row_samples(
-    cleaned: Cleaned, pipeline: Pipeline, section: DataSection, task: str, seed: int
-) -> _Samples:
-    """A sample per row, for every task that has a target."""
-    schema, before = pipeline.raw_schema, cleaned.table.num_rows
-    features: NDArray[Any] | None = None
-    if schema.kind == "encoded_image":
-        cleaned, features = _decoded(cleaned, pipeline, section)
-    if section.target is None:
-        raise SourceError(
-            "data.target is missing", "name the column to learn, or write train.task: language_modeling"
+    source = open_source(section, section.preparation.chunk_size)
+    numbered = [Numbered(index, chunk) for index, chunk in enumerate(source.chunks)]
+    run = mapper(len(numbered))
+    scratch = folder / SCRATCH if len(numbered) > 1 else None
+    try:
+        section = section.model_copy(update={"features": feature_names(section, source.schema)})
+        return _Build(section, task, seed, key, fingerprint, folder, run, scratch).manifest(
+            source.schema, numbered
         )
-    target = resolve_target(cleaned.table[section.target], task, section.target)
-    parts = split_rows(cleaned.table.num_rows, section.split, seed, target.class_indices)
-    train = parts["train"]
-    table, fills = refit_fills(cleaned, train)
-    pipeline = replace(
-        pipeline,
-        fills={name: value for name, value in fills.items() if name in schema.columns},
-        target_transform=_fit_target(section, target, train),
-        classes=list(target.classes) if target.classes is not None else None,
+    finally:
+        if scratch is not None:
+            scratch.remove()
+
+
+@dataclass(frozen=True)
+class CleaningFacts:
+    """What the manifest says of reading and cleaning."""
+
+    rows_read: int
+    report: list[dict[str, Any]]
+    corrupt: CorruptLog
+
+
+@dataclass(frozen=True)
+class _Build:
+    """What all passes share."""
+
+    section: DataSection
+    task: str
+    seed: int
+    key: str
+    fingerprint: str
+    folder: Folder
+    run: Mapper
+    scratch: Folder | None
+
+    def manifest(self, schema: pa.Schema, numbered: Sequence[Numbered]) -> Manifest:
+        section = self.section
+        program = self._fitted_program(schema, numbered)
+        raw_schema = describe_features(program.apply(numbered[0].chunk.read([]), 0).table, section)
+        names = raw_schema.columns
+        pipeline = Pipeline(raw_schema, image_size=section.image.size, image_mode=section.image.mode)
+        clean = functools.partial(passes.clean_chunk, section, program, pipeline, self.scratch)
+        chunks = list(self.run(clean, numbered, "cleaning"))
+        cleaning = _facts(section, program, raw_schema, chunks)
+        target, shares = self._shared_out(numbered, chunks)
+        if any(chunk.learns for chunk in chunks):
+            refit = functools.partial(passes.refit_chunk, program)
+            program, _ = program.refit(self.run(refit, shares, "learning fills"))
+        pipeline = replace(
+            pipeline,
+            classes=list(target.classes) if target is not None and target.classes is not None else None,
+        )
+        survey = functools.partial(passes.survey_chunk, section, program, pipeline, self.task, self.seed)
+        surveys = list(self.run(survey, shares, "fitting transforms"))
+        pipeline = fit_features(section, pipeline, [features for features, _ in surveys])
+        # Rows that are read for prediction are cleaned as these have been.
+        saved = replace(
+            pipeline, changes=tuple(value_changes(program, names)), sent=_sent(schema, raw_schema)
+        )
+        quality = merge_quality([found for _, found in surveys if found]) if section.quality.report else None
+        encode = functools.partial(passes.encode_chunk, section, program, pipeline, self.seed, self.folder)
+        encoded = list(self.run(encode, shares, "encoding"))
+        return self._written(saved, target, shares, encoded, quality, cleaning)
+
+    def _fitted_program(self, schema: pa.Schema, numbered: Sequence[Numbered]) -> Program:
+        section = self.section
+        program = compile_cleaning(section.clean, schema, section.features or (), section.target)
+        while program.pending:
+            survey = functools.partial(passes.survey_cleaning, program)
+            program = program.fit(self.run(survey, numbered, "looking at rows to clean"))
+        return program
+
+    def _shared_out(
+        self, numbered: Sequence[Numbered], chunks: Sequence[CleanedChunk]
+    ) -> tuple[Target | None, list[Share]]:
+        """Every row's part, and its target; of a language model, every document's part."""
+        section, counts = self.section, [len(chunk.split_columns["row"]) for chunk in chunks]
+        total = sum(counts)
+        target: Target | None = None
+        labels = None
+        if self.task == "language_modeling":
+            _require_language(section)
+        else:
+            if section.target is None:
+                raise SourceError(
+                    "data.target is missing",
+                    "name the column to learn, or write train.task: language_modeling",
+                )
+            columns = [piece for chunk in chunks if chunk.target is not None for piece in chunk.target.chunks]
+            target = resolve_target(pa.chunked_array(columns), self.task, section.target)
+            labels = target.class_indices
+        parts: NDArray[np.int8] | None = None
+        if target is not None or total >= FEW_DOCUMENTS or section.split.kind == "given":
+            split_columns = {
+                name: np.concatenate([chunk.split_columns[name] for chunk in chunks])
+                for name in chunks[0].split_columns
+            }
+            parts = part_codes(split_rows(total, section.split, self.seed, labels, split_columns), total)
+        first_rows = np.cumsum([0, *(chunk.num_read for chunk in chunks)]).tolist()
+        ends = np.cumsum([0, *counts]).tolist()
+        shares = [
+            Share(
+                piece,
+                first_row,
+                chunk.kept,
+                None if parts is None else parts[start:stop],
+                None if target is None else target.values[start:stop],
+            )
+            for piece, chunk, first_row, (start, stop) in zip(
+                numbered, chunks, first_rows[:-1], pairwise(ends), strict=True
+            )
+        ]
+        return target, shares
+
+    def _written(
+        self,
+        pipeline: Pipeline,
+        target: Target | None,
+        shares: Sequence[Share],
+        encoded: Sequence[Encoded],
+        quality: QualityReport | None,
+        cleaning: CleaningFacts,
+    ) -> Manifest:
+        """The manifest, and the files beside the shards."""
+        section, folder = self.section, self.folder
+        shards = {part: [one.shards[part] for one in encoded if part in one.shards] for part in PARTS}
+        rows = {part: sum(shard.rows for shard in written) for part, written in shards.items()}
+        if target is None:
+            assert section.text is not None
+            require_samples(rows, section.split, section.text)
+        files = {shard.file: shard.facts for written in shards.values() for shard in written}
+        with passes.local_folder(folder) as place:
+            example = write_arrow(place / EXAMPLE, _example(encoded))
+            files[EXAMPLE] = file_facts(example)
+            if quality is not None:
+                Folder.at(place).write_json(QUALITY, quality.to_dict())
+                (place / QUALITY_PAGE).write_text(html(quality), encoding="utf-8")
+                files |= {name: file_facts(place / name) for name in (QUALITY, QUALITY_PAGE)}
+            if cleaning.corrupt.count:
+                cleaning.corrupt.write(place / CORRUPT)
+                files[CORRUPT] = file_facts(place / CORRUPT)
+        parts = None if shares[0].parts is None else np.concatenate([share.parts for share in shares])
+        counts = {
+            name: None
+            if target is None or parts is None
+            else target.class_counts(np.flatnonzero(parts == code))
+            for code, name in enumerate(PARTS)
+        }
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            key=self.key,
+            fingerprint=self.fingerprint,
+            task="language_modeling" if target is None else target.task,
+            target=section.target,
+            classes=pipeline.classes,
+            num_outputs=(pipeline.vocab_size or 0) if target is None else target.num_outputs,
+            feature_kind=pipeline.raw_schema.kind,
+            vocab_size=pipeline.vocab_size,
+            input_shape=pipeline.input_shape,
+            stored_shape=pipeline.stored_shape,
+            rows_read=cleaning.rows_read,
+            rows=rows,
+            class_counts={name: count for name, count in counts.items() if count is not None} or None,
+            cleaning=cleaning.report,
+            corrupt=cleaning.corrupt.count,
+            pipeline=pipeline.to_dict(),
+            shards={part: [shard.entry for shard in written] for part, written in shards.items()},
+            files=files,
+        )
+        folder.write_json(MANIFEST, manifest.to_dict())
+        return manifest
+
+
+def _facts(
+    section: DataSection, program: Program, schema: RawSchema, chunks: Sequence[CleanedChunk]
+) -> CleaningFacts:
+    """What all chunks report together. Raises DataError for too many corrupt records, SourceError where cleaning
+    leaves no row."""
+    first_rows = np.cumsum([0, *(chunk.num_read for chunk in chunks)]).tolist()
+    corrupt = merge_logs(
+        replace(
+            chunk.corrupt,
+            records=tuple(replace(record, row=record.row + first) for record in chunk.corrupt.records),
+        )
+        for chunk, first in zip(chunks, first_rows[:-1], strict=True)
     )
-    if section.text is not None:
-        texts = table[schema.columns[0]].to_pylist()
-        tokenizer = fit_tokenizer(section.text, (texts[row] for row in train))
-        pipeline = replace(pipeline, tokenizer=tokenizer)
-        features = tokenizer.rows(texts, section.text.length)
-    else:
-        features = features if features is not None else _features(table, pipeline)
-        pipeline = replace(pipeline, transforms=tuple(transforms.fit(section.transforms, features[train])))
-    return _Samples(features, target, cleaned.rows, parts, pipeline, before - cleaned.table.num_rows)
+    corrupt.require_share(
+        section.max_corrupt_share, "images" if schema.kind == "encoded_image" else "records"
+    )
+    report = merge_reports(chunk.report for chunk in chunks)
+    program.require_rows(report, first_rows[-1])
+    return CleaningFacts(first_rows[-1], report, corrupt)
 
 
-def _stream_samples(cleaned: Cleaned, pipeline: Pipeline, section: DataSection, seed: int) -> _Samples:
-    """Samples of a language model, cut from the stream of each part's texts."""
+def feature_names(section: DataSection, schema: pa.Schema) -> list[str]:
+    """The columns to learn from: those the section names, else all but the target and what the split goes by."""
+    if section.features:
+        return section.features
+    others = {section.target, *section.split.columns}
+    return [name for name in schema.names if name not in others and not name.startswith("__")]
+
+
+def _sent(schema: pa.Schema, features: RawSchema) -> dict[str, str]:
+    """The dtypes of the columns of a table whose types cleaning changes, as the source has them."""
+    if features.kind != "table":
+        return {}
+    raw = {name: dtype_name(schema.field(name).type) for name in features.columns}
+    return {
+        name: raw[name]
+        for name, dtype in zip(features.columns, features.dtypes, strict=True)
+        if raw[name] != dtype
+    }
+
+
+def _require_language(section: DataSection) -> None:
     if section.text is None or section.target is not None or section.target_transform is not None:
         raise SourceError(
             "train.task language_modeling learns the next token of a text column",
             "write data.text, and leave data.target and data.target_transform out",
         )
-    length, name = section.text.length, pipeline.raw_schema.columns[0]
-    table, fills = refit_fills(cleaned, np.arange(0))
-    documents = split_documents(table[name].to_pylist(), section.split, seed)
-    tokenizer = fit_tokenizer(section.text, joined(documents["train"]), keep_end=True)
-    cut = {part: cut_samples(pieces, tokenizer, length) for part, pieces in documents.items()}
-    require_samples(cut, section.split, length)
-    ends = np.cumsum([0, *(len(samples.rows) for samples in cut.values())])
-    values = np.concatenate([samples.targets for samples in cut.values()])
-    return _Samples(
-        features=np.concatenate([samples.features for samples in cut.values()]),
-        target=Target("language_modeling", None, values, tokenizer.vocab_size),
-        source_rows=cleaned.rows[np.concatenate([samples.rows for samples in cut.values()])],
-        parts={part: np.arange(start, stop) for part, (start, stop) in zip(cut, pairwise(ends), strict=True)},
-        pipeline=replace(pipeline, fills=fills, tokenizer=tokenizer),
-    )
 
 
-def _decoded(cleaned: Cleaned, pipeline: Pipeline, section: DataSection) -> tuple[Cleaned, NDArray[np.uint8]]:
-    """Decode the image column, skipping corrupt images up to the share that the section allows."""
-    column = cleaned.table[pipeline.raw_schema.columns[0]]
-    pixels, corrupt = decode_images(column, pipeline.image_size, pipeline.image_mode)
-    # Rows are named as the source counts them, not as cleaning left them.
-    records = [CorruptRecord(int(cleaned.rows[image.row]), image.path, image.reason) for image in corrupt]
-    CorruptLog.of(len(pixels), records).require_share(section.max_corrupt_share, "images")
-    keep = np.ones(len(pixels), dtype=bool)
-    keep[[image.row for image in corrupt]] = False
-    return (cleaned, pixels) if keep.all() else (cleaned.keep(keep), pixels[keep])
-
-
-def _features(table: pa.Table, pipeline: Pipeline) -> NDArray[Any]:
-    schema = pipeline.raw_schema
-    if schema.kind == "table":
-        return number_matrix(table, schema.columns)
-    name = schema.columns[0]
-    try:
-        return array_matrix(array_values(table[name]), pipeline.stored_shape)
-    except ValueError as error:
-        raise SourceError(
-            f"feature '{name}': {error}", "give every row an array of the same shape"
-        ) from error
-
-
-def _fit_target(section: DataSection, target: Target, train: NDArray[np.int64]) -> Affine | None:
-    if section.target_transform is None:
-        return None
-    if target.task != "regression":
-        raise SourceError(
-            f"data.target_transform: the target '{section.target}' holds classes ({target.task})",
-            "leave target_transform out",
-        )
-    # As float64, so that mean and deviation do not lose digits to the target's offset.
-    return transforms.fit([_STANDARDIZE], target.values[train].astype(np.float64)[:, None])[0]
-
-
-_STANDARDIZE = Standardize(kind="standardize")
-
-
-def _write_example(folder: Path, raw: pa.Table, train_rows: NDArray[np.int64]) -> Path:
-    """The first rows of the training part; of a text column, their beginnings."""
-    example = raw.take(pa.array(np.unique(train_rows)[:_EXAMPLE_ROWS]))
+def _example(encoded: Sequence[Encoded]) -> pa.RecordBatch:
+    """The first raw training rows; of long texts the beginning."""
+    tables = [one.example for one in encoded if one.example is not None]
+    example = pa.concat_tables(tables).slice(0, passes.EXAMPLE_ROWS)
     for index, field in enumerate(example.schema):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             cut = pc.utf8_slice_codeunits(example[field.name], 0, _EXAMPLE_CHARACTERS)
             example = example.set_column(index, field.name, cut)
-    return write_arrow(folder / EXAMPLE, example.combine_chunks().to_batches()[0])
+    return example.combine_chunks().to_batches()[0]

@@ -12,27 +12,42 @@ import os
 import secrets
 import shutil
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.data.prepared.cache import node_lock, node_path
 from orchestrator.data.prepared.manifest import FORMAT_VERSION, MANIFEST
 from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing.mapper import in_process
 from orchestrator.data.sources.fingerprint import fingerprint as data_fingerprint
 from orchestrator.data.sources.fingerprint import memo_file
 from orchestrator.errors import DataError
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
 
+if TYPE_CHECKING:
+    from orchestrator.data.preparing.mapper import Mapper
+
+
+def _here(num_chunks: int) -> Mapper:  # noqa: ARG001
+    return in_process
+
 
 def prepare(
-    section: DataSection, *, task: str, seed: int, storage: Folder, fingerprint: str | None = None
+    section: DataSection,
+    *,
+    task: str,
+    seed: int,
+    storage: Folder,
+    fingerprint: str | None = None,
+    mapper: Callable[[int], Mapper] = _here,
 ) -> Prepared:
     """The section's data, ready to train on, under `<storage>/prepared/<key>`.
 
     Found there if it was prepared before (damaged folders are built anew), else built; of several processes
-    one builds and the others wait. `task` is the spec's `train.task`, `seed` decides the split. With
-    `cache: false` it is always built, into a folder of its own that `discard` removes.
-    Raises SourceError and DataError as `build` does.
+    one builds and the others wait. `task` is the spec's `train.task`, `seed` decides the split, `mapper` (by the
+    number of chunks) where the work is done: here, by default. With `cache: false` it is always built, into a
+    folder of its own that `discard` removes. Raises SourceError and DataError as `build` does.
     """
     if fingerprint is None:
         fingerprint = data_fingerprint(section, sys.path, memo_file(storage))
@@ -46,16 +61,23 @@ def prepare(
     # On remote storage two nodes may both build, and upload the same content.
     with node_lock(place):
         return _find(place, section) or _build(
-            section, task=task, seed=seed, key=key, fingerprint=fingerprint, place=place
+            section, task=task, seed=seed, key=key, fingerprint=fingerprint, place=place, mapper=mapper
         )
 
 
-_NOT_IN_THE_DATA: Any = {"cache": True, "augment": True, "iterate": True, "source": {"path"}}
+_NOT_IN_THE_DATA: Any = {
+    "cache": True,
+    "augment": True,
+    "iterate": True,
+    "quality": True,
+    "preparation": {"by"},
+    "source": {"path"},
+}
 
 
 def prepared_key(section: DataSection, *, task: str, seed: int, fingerprint: str) -> str:
     """Names prepared data by all that decides its content. The source's path does not (its content does), nor
-    do iterating and augmentation, which come later."""
+    where it is prepared, nor what comes later, as augmentation."""
     rendered = section.model_dump(mode="json", exclude=_NOT_IN_THE_DATA)
     text = json.dumps([FORMAT_VERSION, fingerprint, rendered, task, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -81,11 +103,29 @@ def _find(place: Folder, section: DataSection) -> Prepared | None:
 
 
 def _build(
-    section: DataSection, *, task: str, seed: int, key: str, fingerprint: str, place: Folder
+    section: DataSection,
+    *,
+    task: str,
+    seed: int,
+    key: str,
+    fingerprint: str,
+    place: Folder,
+    mapper: Callable[[int], Mapper],
 ) -> Prepared:
-    """Build beside the final path, then rename: a folder under its key is always complete."""
+    """Build beside the final path, then rename: a local folder under its key is always complete. On remote storage
+    the manifest, written last, says so."""
     from orchestrator.data.preparing.build import build
 
+    settings: dict[str, Any] = {
+        "task": task,
+        "seed": seed,
+        "key": key,
+        "fingerprint": fingerprint,
+        "mapper": mapper,
+    }
+    if not place.is_local:
+        build(section, folder=place, **settings)
+        return Prepared.load(place, section.iterate)
     final = node_path(place)
     for leftover in final.parent.glob(
         f"{key}.tmp-*"
@@ -94,12 +134,10 @@ def _build(
     temporary = final.with_name(f"{key}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     temporary.mkdir()
     try:
-        manifest = build(section, task=task, seed=seed, key=key, fingerprint=fingerprint, folder=temporary)
+        manifest = build(section, folder=Folder.at(temporary), **settings)
         if final.exists():  # damaged; processes that have it mapped keep their pages
             shutil.rmtree(final)
         temporary.replace(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if not place.is_local:
-        place.upload(final)
     return Prepared(final, manifest, section.iterate)

@@ -164,7 +164,7 @@ def _about_shapes(column: ColumnReport, name: str) -> Iterator[QualityWarning]:
         yield _high(
             column,
             f"{name}: {bad} of the {looked} images that were looked at cannot be read",
-            "replace them, or allow a share of them by data.image.max_corrupt_share",
+            "replace them, or allow a share of them by data.max_corrupt_share",
         )
     if column.kind == "array" and (len(found) > 1 or "shapes differ" in found):
         yield _high(

@@ -13,6 +13,7 @@ from orchestrator.data.sources.plans import plan_source
 from orchestrator.data.sources.rows import to_table
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import DataSection
+from orchestrator.spec.data.split import PATH_COLUMN
 
 __all__ = [
     "CHUNK_BYTES",
@@ -47,6 +48,7 @@ def open_source(
     if section.target:
         require_columns(names, [section.target], "data.target")
     require_columns(names, section.features or [], "data.features")
+    require_columns(names, [name for name in section.split.columns if name != PATH_COLUMN], "data.split.by")
     require_columns(names, wanted or [], "data.clean")
     return source
 
@@ -68,4 +70,6 @@ def wanted_columns(section: DataSection) -> list[str] | None:
     if section.features is None:
         return None
     named = [name for step in section.clean for name in getattr(step, "columns", None) or []]
-    return list(dict.fromkeys([*section.features, *([section.target] if section.target else []), *named]))
+    target = [section.target] if section.target else []
+    by = [name for name in section.split.columns if name != PATH_COLUMN]
+    return list(dict.fromkeys([*section.features, *target, *by, *named]))

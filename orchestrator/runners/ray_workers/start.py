@@ -5,11 +5,12 @@ Imports: ray, inside functions, since it takes a second.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Infeasible, OrchestratorError, UsageError
@@ -96,6 +97,20 @@ def start_ray(spec: JobSpec, address: str | None) -> bool:
         common["runtime_env"] = runtime_env
     _connect(address, common)
     return False
+
+
+@contextlib.contextmanager
+def connected(spec: JobSpec, address: str | None) -> Iterator[None]:
+    """Ray is there inside; what was started or joined here is left at the end. Raises as `start_ray` does."""
+    import ray
+
+    ours = not ray.is_initialized()
+    start_ray(spec, address)
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def _local_sockets() -> None:
