@@ -121,6 +121,16 @@ def test_what_is_fitted_does_not_depend_on_chunks(rows: int, columns: int, chunk
     )
 
 
+def test_arrays_of_one_axis_are_scaled_per_place() -> None:
+    x = np.random.default_rng(0).normal(5, 3, (40, 6)).astype(np.float32)
+    pipeline = Pipeline(RawSchema("array", ("steps",), ("float32",), (6,)))
+    table = pa.table({"steps": pa.FixedShapeTensorArray.from_numpy_ndarray(x)})
+    section, keys = _section(ROBUST), row_keys(np.arange(40))
+    partial = survey_features(section, pipeline, table, np.ones(40, bool), None, keys)
+    (fitted,) = fit_features(section, pipeline, [partial]).transforms
+    np.testing.assert_allclose(fitted.shift, np.median(x, axis=0), rtol=1e-6)
+
+
 def test_images_in_chunks_are_surveyed_as_they_are_decoded_already() -> None:
     x = np.random.default_rng(0).integers(0, 256, (30, 5, 4, 3), dtype=np.uint8)
     section, pipeline = _section(STANDARDIZE), Pipeline(_schema(x))

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
+    FunctionTransformer,
     MinMaxScaler,
     OneHotEncoder,
     OrdinalEncoder,
@@ -152,6 +153,16 @@ ONE_HOT, ORDINAL = (
             ],
         ),
         (
+            [_step("scale", "new", by=4.0), _step("one_hot"), _step("scale", "size", "color", by=2.0)],
+            [
+                (FunctionTransformer(lambda x: x / 2), ["size"]),
+                ("passthrough", ["weight"]),
+                (make_pipeline(ONE_HOT, FunctionTransformer(lambda x: x / 2)), ["color"]),
+                ("passthrough", ["shop"]),
+                (FunctionTransformer(lambda x: x / 4), ["new"]),
+            ],
+        ),
+        (
             [
                 _step("min_max", "size"),
                 _step("robust", "size", "weight"),
@@ -219,6 +230,29 @@ def test_target_means_are_as_scikit_learn_has_them(task: str, smooth: Any, chunk
         np.testing.assert_allclose(
             stored[rows], encoder.transform(FRAME.loc[rows, named]), rtol=1e-5, atol=1e-6
         )
+
+
+def test_each_label_has_a_mean_of_its_own() -> None:
+    targets = np.column_stack([FRAME["color"] == "red", FRAME["new"]]).astype(np.float32)
+    section = _section(_step("target", "color", smooth=0.0), features=["color"])
+    inputs = _inputs(_fit(section, targets=targets, classes=["a", "b"]), FRAME)
+    expected = FRAME.groupby("color")["new"].transform("mean")
+    np.testing.assert_allclose(inputs, np.column_stack([FRAME["color"] == "red", expected]), rtol=1e-6)
+
+
+def test_target_means_need_a_target() -> None:
+    section = _section(_step("target"), features=["color"])
+    table = pa.Table.from_pandas(FRAME)
+    pipeline = Pipeline(describe_features(table, section))
+    with pytest.raises(SourceError, match="needs a target"):
+        survey_features(section, pipeline, table, np.ones(ROWS, bool), None, KEYS)
+
+
+def test_a_fold_that_holds_all_rows_takes_their_means() -> None:
+    section = _section(_step("target", smooth=0.0), features=["color"])
+    pipeline = _fit(section, keys=np.zeros(ROWS, np.uint64))
+    stored = pipeline.encode_training(FRAME, np.zeros(ROWS, np.int64))
+    np.testing.assert_array_equal(stored, pipeline.encode(FRAME))
 
 
 def test_a_random_target_does_not_leak_into_its_own_rows() -> None:

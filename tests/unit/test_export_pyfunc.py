@@ -198,7 +198,7 @@ def test_nulls_that_are_categories_pass_the_signature(tmp_path: Path, pyfunc: An
     loaded = pyfunc.load_model(str(tmp_path / "saved"))
     expected = load_bundle(tmp_path / "bundle").predict(rows)
     pd.testing.assert_frame_equal(loaded.predict(rows), expected)
-    without_nulls = loaded.predict(pd.DataFrame({"color": ["red"], "shop": [5], "size": [1]}))
+    without_nulls = loaded.predict(pd.DataFrame({"color": ["red"], "shop": [5.0], "size": [1]}))
     pd.testing.assert_frame_equal(without_nulls, expected[:1])
     as_dicts = load_bundle(tmp_path / "bundle").predict(
         [{"color": "red", "shop": 5, "size": 1}, {"color": None, "shop": None, "size": 2}]

@@ -1,6 +1,6 @@
 """Which transform works on which columns, told from the section and the columns' types alone.
 
-Imports: the standard library only.
+Imports: none but those of `data.columns`.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def _target_columns(
     classes = pipeline.classes
     if target_values.ndim == 2 or classes is None or len(classes) == 2:
         return target_values.astype(np.float64).reshape(num_rows, -1)
-    return (target_values[:, None] == np.arange(len(classes))).astype(np.float64)
+    return np.asarray(target_values[:, None] == np.arange(len(classes)), dtype=np.float64)
 
 
 def _target_moments(

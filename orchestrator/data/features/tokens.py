@@ -67,7 +67,7 @@ class Tokenizer:
         """All token ids of each text, shape (tokens,) each."""
         if self.kind == "bpe":
             found = self._bpe.encode_batch([bpe.without_surrogates(text) for text in texts])
-            return [np.add(one.ids, FIRST_TOKEN, dtype=np.int64).astype(self.dtype) for one in found]
+            return [(np.array(one.ids, np.int64) + FIRST_TOKEN).astype(self.dtype) for one in found]
         return [self._ids(text) for text in texts]
 
     def rows(self, texts: Sequence[str], length: int) -> NDArray[Any]:
