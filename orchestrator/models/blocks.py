@@ -22,7 +22,7 @@ _POSITIONS_INIT_STD = 0.01
 def valid_tokens(tokens: Tensor) -> Tensor:
     """True where a token is no padding, shape (n, length). An empty text counts as one token of padding."""
     valid = tokens != PADDING
-    valid[:, 0] = True
+    valid[:, 0] |= ~valid.any(dim=1)  # texts may be padded at their beginning
     return valid
 
 

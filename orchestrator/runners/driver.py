@@ -26,12 +26,12 @@ from orchestrator.runners import verdicts
 from orchestrator.runners.books import close_books, journal_folder
 from orchestrator.runners.environment import environment
 from orchestrator.runners.job import Job, resolve_job, search_paths
+from orchestrator.runners.preparing import prepare_data
 from orchestrator.runners.ray_workers.start import (
     check_fits,
     connected,
     submission_id,
 )
-from orchestrator.runners.preparing import prepare_data
 from orchestrator.runners.recording import record_end, start_of
 from orchestrator.runners.result import Result
 from orchestrator.runners.stop_signals import stop_signals

@@ -22,8 +22,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import orchestrator
-from orchestrator.data.preparing.prepare import prepare
 from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing.prepare import prepare
 from orchestrator.engine.seed import seed_everything
 from orchestrator.imports import add_search_paths
 from orchestrator.spec import JobSpec, load_spec

@@ -31,8 +31,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from orchestrator.data.augment.augment import augment
-from orchestrator.data.preparing.prepare import prepare
 from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing.prepare import prepare
 from orchestrator.engine.seed import seed_everything
 from orchestrator.errors import SpecError
 from orchestrator.imports import add_search_paths

@@ -27,13 +27,13 @@ import orchestrator
 from orchestrator.cli.app import run_app
 from orchestrator.data.columns import array_values, image_bytes
 from orchestrator.data.prepared.prepared import Prepared
-from tests.raw_rows import raw_rows
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.data.sources.read import read_source
 from orchestrator.errors import SpecError
 from orchestrator.runners.result import Result
 from orchestrator.spec import JobSpec, load_spec
 from orchestrator.storage import Folder
+from tests.raw_rows import raw_rows
 
 JOBS = Path(__file__).parents[2] / "jobs"
 NAMES = sorted(path.stem for path in JOBS.glob("*.yaml"))

@@ -24,10 +24,10 @@ SMALLEST = 2**16
 """Bytes of the source in a chunk: the files below hold several times as much."""
 
 
-def pickling(num_chunks: int) -> Mapper:  # noqa: ARG001
+def pickling(num_chunks: int) -> Mapper:
     """A mapper whose functions, items and results travel as to another machine."""
 
-    def run(function: Callable[[Any], Any], items: Sequence[Any], label: str) -> Iterator[Any]:  # noqa: ARG001
+    def run(function: Callable[[Any], Any], items: Sequence[Any], label: str) -> Iterator[Any]:
         sent = pickle.dumps(function)
         for item in items:
             yield pickle.loads(pickle.dumps(pickle.loads(sent)(pickle.loads(pickle.dumps(item)))))

@@ -20,12 +20,12 @@ from PIL import Image
 
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.data.preparing import build as build_module
-from tests.raw_rows import raw_rows
 from orchestrator.data.preparing.prepare import discard, prepare
 from orchestrator.data.sources.fingerprint import fingerprint
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
+from tests.raw_rows import raw_rows
 
 LINEAR = {
     "source": {"kind": "linear", "coefficients": [3, 2], "rows": 200},

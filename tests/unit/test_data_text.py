@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from orchestrator.data.prepared.prepared import Prepared
-from tests.raw_rows import raw_rows
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.data.sources.fingerprint import fingerprint
 from orchestrator.data.sources.read import read_source
@@ -20,6 +19,7 @@ from orchestrator.errors import DataError, SourceError
 from orchestrator.spec import load_spec
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
+from tests.raw_rows import raw_rows
 from tests.unit.spec_helpers import faults_of, minimal
 
 SPLIT = {"train": 0.5, "val": 0.25, "test": 0.25}

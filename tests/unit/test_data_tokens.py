@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.data.features import tokens
-from orchestrator.data.features.documents import Piece, cut_samples, joined, split_documents
+from orchestrator.data.features.documents import Piece, cut_samples, joined, part_documents
 from orchestrator.data.features.tokens import (
     Tokenizer,
     count_tokens,
@@ -145,7 +145,7 @@ SPLIT = Split(train=0.6, val=0.2, test=0.2)
 
 def test_few_documents_are_parted_by_position() -> None:
     texts = ["0123456789" * 3, "abcdefghij"]
-    parts = split_documents(texts, SPLIT, seed=0)
+    parts = part_documents(texts, SPLIT, None)
     for row, text in enumerate(texts):
         pieces = [
             piece.text for name in ("train", "val", "test") for piece in parts[name] if piece.row == row
@@ -154,18 +154,14 @@ def test_few_documents_are_parted_by_position() -> None:
         assert [len(piece) / len(text) for piece in pieces] == pytest.approx([0.6, 0.2, 0.2])
 
 
-def test_many_documents_are_parted_whole() -> None:
+def test_documents_of_known_parts_stay_whole() -> None:
     texts = [f"text {i}" for i in range(20)]
-    parts = split_documents(texts, SPLIT, seed=0)
-    assert {name: len(pieces) for name, pieces in parts.items()} == {"train": 12, "val": 4, "test": 4}
+    codes = np.array([0, 1, 2, 0] * 5, np.int8)
+    parts = part_documents(texts, SPLIT, codes)
+    assert {name: len(pieces) for name, pieces in parts.items()} == {"train": 10, "val": 5, "test": 5}
     assert sorted(piece.row for pieces in parts.values() for piece in pieces) == list(range(20))
     assert all(piece.text == texts[piece.row] for pieces in parts.values() for piece in pieces)
-    assert parts["test"] != split_documents(texts, SPLIT, seed=1)["test"]
-
-
-def test_a_language_model_has_no_classes_to_stratify() -> None:
-    with pytest.raises(SourceError, match=r"stratified.*language model"):
-        split_documents(["a"], Split(kind="stratified"), seed=0)
+    assert [piece.row for piece in parts["val"]] == [1, 5, 9, 13, 17]
 
 
 @given(st.lists(st.text("ab\n", max_size=9), max_size=5), st.integers(1, 7))

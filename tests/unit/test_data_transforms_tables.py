@@ -33,11 +33,11 @@ from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import describe_features
 from orchestrator.data.features.statistics import FOLDS, fold_numbers, row_keys
 from orchestrator.data.features.survey import fit_features, survey_features
-from tests.raw_rows import raw_rows
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
+from tests.raw_rows import raw_rows
 
 RNG = np.random.default_rng(0)
 ROWS = 300

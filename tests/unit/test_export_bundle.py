@@ -21,7 +21,6 @@ from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import RawSchema
 from orchestrator.data.features.tokens import Tokenizer
 from orchestrator.data.features.transforms import Affine
-from tests.raw_rows import raw_rows
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.errors import CheckpointError, DataError, UsageError, UserCodeError
 from orchestrator.export.bundle import Bundle, load_bundle, write_bundle
@@ -31,6 +30,7 @@ from orchestrator.spec.data import DataSection
 from orchestrator.spec.model import ModelSection
 from orchestrator.storage import Folder
 from orchestrator.user_code import imported_from
+from tests.raw_rows import raw_rows
 
 ARRAYS = Pipeline(
     RawSchema("array", ("image",), ("float64",), (8, 8)),

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 class Batch(NamedTuple):
     """Rows as they are stored, on the CPU: `features` (rows, *stored_shape); `targets` (rows,), int64 class
-    indices or float32 numbers, (rows, labels) float32 of 0 and 1, or (rows, length) int64 next tokens, none of
-    which is padding. Neither may be written to: they can be views of the mapped file, or shared."""
+    indices or float32 numbers, (rows, labels) float32 of 0 and 1, or (rows, length) int64 next tokens, -100 where
+    that is padding. Neither may be written to: they can be views of the mapped file, or shared."""
 
     features: Tensor
     targets: Tensor

@@ -282,6 +282,10 @@ def _require_language(section: DataSection) -> None:
             "train.task language_modeling learns the next token of a text column",
             "write data.text, and leave data.target and data.target_transform out",
         )
+    if section.split.kind == "stratified":
+        raise SourceError(
+            "data.split: 'stratified' needs classes, and a language model has none", "write data.split.kind: random"
+        )
 
 
 def _example(encoded: Sequence[Encoded]) -> pa.RecordBatch:

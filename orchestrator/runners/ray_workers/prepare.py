@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ray
-
 from orchestrator.data.preparing.mapper import Result
 from orchestrator.errors import OrchestratorError
 from orchestrator.imports import add_search_paths
