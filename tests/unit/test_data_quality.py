@@ -255,12 +255,12 @@ PLANTED: dict[str, tuple[dict[str, Any], str, str]] = {
     "many nulls": ({"c": [i / 7 if i % 10 == 0 else None for i in range(600)]}, "(90.00%)", "leave it out"),
     "id": (
         {"c": np.random.default_rng(1).permutation(600)},
-        "another value in each of 600 rows",
+        "a different value in each of 600 rows",
         "leave it out",
     ),
     "text id": (
         {"c": [f"user-{i}" for i in range(600)]},
-        "another value in each of 600 rows",
+        "a different value in each of 600 rows",
         "leave it out",
     ),
     "sentinel": (

@@ -159,11 +159,13 @@ def _look(column: pa.ChunkedArray, hashes: Hashes) -> tuple[ColumnPartial, NDArr
         column = column.cast(column.type.value_type)
     kind, infinite, values = kind_of(column.type), 0, Values()
     per_row = _numbers(column, kind)
-    moments = Moments()
+    moments, distinct = Moments(), Distinct.of(hashes)
     if per_row is not None:
         finite = per_row[np.isfinite(per_row)]
         moments, infinite = Moments.of(finite), int(np.isinf(per_row).sum())
-    if kind in ("number", "boolean", "text"):
+    if kind == "number" and distinct.count > MAX_VALUES:
+        values = Values(complete=False)  # a measure: none of its values matters
+    elif kind in ("number", "boolean", "text"):
         values = _counted(column)
     elif kind == "image":
         values = _image_sizes(image_bytes(column))
@@ -172,9 +174,7 @@ def _look(column: pa.ChunkedArray, hashes: Hashes) -> tuple[ColumnPartial, NDArr
         nulls = int(null_rows(column).sum())
     elif kind == "array":
         moments, infinite, values = _elements(column)
-    return ColumnPartial(
-        kind, str(column.type), nulls, infinite, moments, Distinct.of(hashes), values
-    ), per_row
+    return ColumnPartial(kind, str(column.type), nulls, infinite, moments, distinct, values), per_row
 
 
 def _numbers(column: pa.ChunkedArray, kind: Kind) -> NDArray[np.float64] | None:
