@@ -192,6 +192,6 @@ def _strings(array: pa.Array, start: Hashes) -> Hashes:
     key = int(start[0]).to_bytes(8, "little")
     for row in np.flatnonzero(lengths > _LONG_BYTES):
         value = raw[begins[row] : begins[row] + lengths[row]]
-        digest = hashlib.blake2b(memoryview(value), digest_size=8, key=key).digest()
+        digest = hashlib.blake2b(value.tobytes(), digest_size=8, key=key).digest()
         hashes[row] = int.from_bytes(digest, "little")
     return hashes

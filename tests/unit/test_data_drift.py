@@ -83,7 +83,8 @@ def test_kolmogorov_smirnov_is_scipys(n: int, m: int, shift: float, ties: bool, 
     statistic, p_value = kolmogorov_smirnov(first.tolist(), second.tolist())
     theirs = scipy.stats.ks_2samp(first, second, method="asymp")
     assert statistic == pytest.approx(theirs.statistic)
-    assert p_value == pytest.approx(theirs.pvalue, abs=0.03)
+    # Two approximations, which agree where it matters.
+    assert p_value == pytest.approx(theirs.pvalue, abs=0.01 if theirs.pvalue < 0.1 else 0.05)
 
 
 @given(

@@ -1,9 +1,11 @@
 """The quality report: its figures against pandas and numpy, its warnings against planted faults and clean data."""
 
+import datetime
 import io
 import json
 import pickle
 import re
+from decimal import Decimal
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
@@ -20,6 +22,8 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, loa
 
 from orchestrator.data.quality import (
     QualityReport,
+    compare,
+    drift_html,
     html,
     join_quality,
     merge_quality,
@@ -255,12 +259,12 @@ PLANTED: dict[str, tuple[dict[str, Any], str, str]] = {
     "many nulls": ({"c": [i / 7 if i % 10 == 0 else None for i in range(600)]}, "(90.00%)", "leave it out"),
     "id": (
         {"c": np.random.default_rng(1).permutation(600)},
-        "another value in each of 600 rows",
+        "a different value in each of 600 rows",
         "leave it out",
     ),
     "text id": (
         {"c": [f"user-{i}" for i in range(600)]},
-        "another value in each of 600 rows",
+        "a different value in each of 600 rows",
         "leave it out",
     ),
     "sentinel": (
@@ -375,6 +379,49 @@ def test_the_report_survives_json() -> None:
     assert QualityReport.from_dict(json.loads(text)) == report
     later = {**json.loads(text), "not_known_yet": 1}
     assert QualityReport.from_dict(later) == report
+
+
+_N = 60
+ODD: dict[str, Any] = {
+    "null": pa.nulls(_N),
+    "half": pa.array(np.arange(_N, dtype=np.float16)),
+    "decimal": pa.array([Decimal(i) / 4 for i in range(_N)]),
+    "time": pa.array([datetime.time(1, 2, i) for i in range(_N)]),
+    "duration": pa.array([datetime.timedelta(seconds=i) for i in range(_N)]),
+    "binary": pa.array([b"x"] * _N),
+    "codes": pa.array([i % 3 for i in range(_N)]).dictionary_encode(),
+    "uint64": pa.array([2**64 - 1 - i for i in range(_N)], pa.uint64()),
+    "huge": pa.array([1e300 * (-1) ** i * (i + 1) for i in range(_N)]),
+    "map": pa.array([[("a", i)] for i in range(_N)], pa.map_(pa.string(), pa.int64())),
+    "struct": pa.array([{"a": i, "b": "x"} for i in range(_N)]),
+    "ragged": pa.array([[float(i)] * (i % 3) for i in range(_N)]),
+    "holed": pa.array([[1.0, None]] * _N),
+    "view": pa.array([f"v{i}" for i in range(_N)], pa.string_view()),
+    "date": pa.array([datetime.date(2024, 1, 1 + i % 28) for i in range(_N)]),
+    "ancient": pa.array([datetime.datetime(1, 1, 1)] * _N),
+    "nan": pa.array([float("nan")] * _N),
+    "infinite": pa.array([float("inf"), float("-inf")] * (_N // 2)),
+    "tensor": pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((_N, 3, 4))),
+    "nested": pa.array([[[1, 2], [3, 4]]] * _N),
+    "empty": pa.array([""] * _N),
+}
+
+
+@pytest.mark.parametrize("rows", [_N, 1, 0])
+@pytest.mark.parametrize("name", ODD)
+def test_no_type_of_column_is_too_odd_for_a_report(name: str, rows: int) -> None:
+    parts = (np.arange(rows) % 4 - 1).astype(np.int8)
+    table = pa.table({"x": ODD[name], "y": [i % 2 for i in range(_N)], "__path__": ["f"] * _N}).slice(0, rows)
+    for target in ("y", "x"):
+        partials = [survey_quality(table, parts, section(target=target), chunk=chunk) for chunk in (0, 1)]
+        report = merge_quality(partials)
+        assert report.rows[0] == 2 * int((parts == 0).sum())
+        assert [one.name for one in report.columns] == (["x", "y"] if target == "y" else ["y", "x"])
+        again = QualityReport.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False)))
+        assert again == report
+        assert html(report)
+        assert drift_html(compare(report, report))
+        assert compare(report, report).level == "none"
 
 
 class _Page(HTMLParser):

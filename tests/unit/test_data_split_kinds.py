@@ -99,6 +99,7 @@ def test_training_comes_before_validation_and_ties_stay_together(times: list[int
     [
         pa.array(np.arange(100)),
         pa.array(np.arange(100) / 7),
+        pa.array(2**63 + np.arange(100, dtype=np.uint64) * 2**20),
         pa.array(np.arange("2024-01-01", "2024-04-10", dtype="datetime64[D]")),
         pa.array(np.arange("2024-01-01", "2024-04-10", dtype="datetime64[D]").astype("datetime64[ns]")),
         pa.array([str(day) for day in np.arange("2024-01-01", "2024-04-10", dtype="datetime64[D]")]),
@@ -106,7 +107,7 @@ def test_training_comes_before_validation_and_ties_stay_together(times: list[int
             [f"{day}T10:00:00Z" for day in np.arange("2024-01-01", "2024-04-10", dtype="datetime64[D]")]
         ),
     ],
-    ids=["integers", "floats", "dates", "timestamps", "text", "text with a zone"],
+    ids=["integers", "floats", "large integers", "dates", "timestamps", "text", "text with a zone"],
 )
 def test_a_time_split_of_distinct_times_has_exact_shares(column: pa.Array) -> None:
     order = np.random.default_rng(0).permutation(100)

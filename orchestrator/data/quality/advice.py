@@ -13,6 +13,7 @@ Level = Literal["warning", "note"]
 _LINK = {"classification": 0.99, "regression": 0.999}
 _MOSTLY_NULL = 0.5
 _ID_ROWS = 50
+_ID_SHARE = 0.97
 _ID_CHARACTERS = 64
 _IMBALANCE = 10
 _TINY_CLASS = 10
@@ -69,7 +70,7 @@ def _about(column: ColumnReport, report: QualityReport) -> Iterator[QualityWarni
     if _is_id(column, known) and not report.text:
         yield _high(
             column,
-            f"{name} holds another value in {'each' if column.distinct == known else 'nearly each'} of "
+            f"{name} holds a different value in {'each' if column.distinct == known else 'nearly each'} of "
             f"{known} rows, as an id does",
             out,
         )
@@ -179,7 +180,7 @@ def _is_filled(column: ColumnReport, report: QualityReport) -> bool:
 
 
 def _is_id(column: ColumnReport, known: int) -> bool:
-    if known < _ID_ROWS or column.distinct < (1.0 if column.distinct_exact else 0.97) * known:
+    if known < _ID_ROWS or column.distinct < _ID_SHARE * known:
         return False
     if column.kind == "text":
         return column.numbers is not None and column.numbers.mean <= _ID_CHARACTERS

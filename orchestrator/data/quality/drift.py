@@ -154,7 +154,7 @@ def _numbers(old: NumberSummary, new: NumberSummary | None) -> ColumnDrift:
         level = _worse(level, "moderate")
     if level != "none":
         reasons.append(f"KS {ks:.2f} (p {p_value:.2g})")
-        reasons.append(f"mean {new.mean:.4g} instead of {old.mean:.4g}")
+        reasons.append(f"mean {new.mean:.6g} instead of {old.mean:.6g}")
     edges = [f"{edge:.4g}" for edge in old.bins]
     return ColumnDrift(
         *("", "", level, tuple(reasons), psi, ks, p_value),

@@ -15,15 +15,17 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ef;--soft:#98a2b3;--line:#303846;--page:#14181f;--card:#1c222b;
 --bar:#79a6d6;--train:#79a6d6;--bad:#ff8a7d;--badbg:#3a1d1a;--note:#f0c36d;--notebg:#33290f;--good:#7fce9f}}
 *{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:14px/1.45 system-ui,sans-serif}
-main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}h1{font-size:22px;margin:0 0 2px}
-h2{font-size:16px;margin:30px 0 10px}.soft{color:var(--soft)}.num{text-align:right;font-variant-numeric:tabular-nums}
+main{max-width:1280px;margin:0 auto;padding:28px 20px 60px}h1{font-size:22px;margin:0 0 2px}
+h2{font-size:16px;margin:30px 0 10px}.soft{color:var(--soft)}
+.num{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .cards{display:flex;flex-wrap:wrap;gap:10px;margin-top:16px}.card{background:var(--card);border:1px solid var(--line);
 border-radius:8px;padding:9px 14px;min-width:104px}
 .card b{display:block;font-size:19px;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
 table{border-collapse:collapse;width:100%}th{font-weight:600;text-align:left;color:var(--soft);font-size:12px}
-th,td{padding:7px 10px;border-bottom:1px solid var(--line);vertical-align:middle}tr:last-child td{border-bottom:0}
-td.name{font-weight:600;max-width:230px;overflow-wrap:anywhere}td.top{max-width:260px;overflow-wrap:anywhere}
+th,td{padding:6px 8px;border-bottom:1px solid var(--line);vertical-align:middle}tr:last-child td{border-bottom:0}
+td.name{font-weight:600;max-width:230px;overflow-wrap:break-word}
+td.top{min-width:130px;max-width:300px;overflow-wrap:break-word}
 ul.found{list-style:none;margin:0;padding:0}ul.found li{border-left:4px solid var(--bad);background:var(--badbg);
 padding:8px 12px;margin:0 0 6px;border-radius:0 6px 6px 0;overflow-wrap:anywhere}
 ul.found li.note{border-color:var(--note);background:var(--notebg)}
@@ -105,7 +107,9 @@ def stacked(counts: Sequence[int], classes: Sequence[str], most: int, *, width: 
 
 
 def figure(value: float) -> str:
-    """A number in at most six characters or so."""
+    """A number as people write it, with four digits at least where it has them."""
     if not math.isfinite(value):
         return str(value)
-    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.4g}"
+    if (value == round(value) or abs(value) >= 1e3) and abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

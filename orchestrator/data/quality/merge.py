@@ -145,11 +145,12 @@ def _edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if low == high:
         low, high = float(values.min()), float(values.max())
     whole = np.array_equal(values, np.round(values))
-    if whole and high - low < _BINS:
+    if whole and high - low < _BINS and max(abs(low), abs(high)) < 2.0**52:
         return np.arange(np.floor(low), np.ceil(high) + 2) - 0.5
     edges = np.linspace(low, high, _BINS + 1)
     # Numbers that differ in their last digits only, or not at all, have no bins between them.
-    return edges if (np.diff(edges) > 0).all() else np.array([low - 0.5, high + 0.5])
+    margin = max(0.5, 1e-6 * abs(low))
+    return edges if (np.diff(edges) > 0).all() else np.array([low - margin, high + margin])
 
 
 def _classes(whole: QualityPartial) -> tuple[ClassCount, ...]:

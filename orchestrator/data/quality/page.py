@@ -104,12 +104,15 @@ def _duplicates(report: QualityReport) -> str:
 def _columns(report: QualityReport) -> str:
     heads = [
         ("name", "column"), ("", "kind"), ("num", "null"), ("num", "distinct"), ("", "values"), ("num", "mean ± std"),
-        ("num", "min"), ("num", "median"), ("num", "max"), ("top", "most frequent"), ("num", "tells target"),
+        ("num", "min"), ("num", "median"), ("num", "max"), ("top", "most frequent"), ("num", "tells"),
     ]  # fmt: skip
     rows = [_row(column, column.name == report.target) for column in report.columns[:_COLUMNS]]
     rest = len(report.columns) - _COLUMNS
     more = f'<p class="soft">and {rest:,} more columns</p>' if rest > 0 else ""
-    note = '<p class="soft">Of text: its length in characters. Quantiles and bars of large data come from a sample.</p>'
+    note = (
+        '<p class="soft">Tells: how far the column alone tells the target, 0 to 1. Of text, the numbers are those of '
+        "its length in characters. Quantiles and bars of large data come from a sample.</p>"
+    )
     return table(heads, rows) + more + note
 
 
@@ -165,7 +168,7 @@ def _top(column: ColumnReport) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 32 else f"{text[:31]}…"
+    return text if len(text) <= 24 else f"{text[:23]}…"
 
 
 def _date(seconds: float) -> str:

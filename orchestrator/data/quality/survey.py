@@ -112,12 +112,12 @@ def survey_quality(
     features = section.features or [name for name in known if name != section.target]
     names = [*features, *([section.target] if section.target else [])]
     require_columns(known, names, "data.features")
+    table = pa.table({name: _computable(table[name]) for name in names})
     dropped = int((parts < 0).sum())
     place = np.flatnonzero(parts >= 0)
     if dropped:
         table = table.filter(pa.array(parts >= 0))
     parts = parts[place]
-    table = table.select(names)
     hashes = {name: hash_column(table[name]) for name in names}
     again = {name: hash_column(table[name], seed=1) for name in features}
     rows = np.stack(
@@ -153,17 +153,28 @@ def kind_of(kind: Any) -> Kind:
     return "array" if is_array(kind) else "other"
 
 
+def _computable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Arrow has types that it can hold but hardly compute with."""
+    if column.type == pa.float16():
+        return column.cast(pa.float32())
+    if pa.types.is_string_view(column.type):
+        return column.cast(pa.large_string())
+    return column.cast(pa.large_binary()) if pa.types.is_binary_view(column.type) else column
+
+
 def _look(column: pa.ChunkedArray, hashes: Hashes) -> tuple[ColumnPartial, NDArray[np.float64] | None]:
     """A column's figures, and its numbers (rows,) where it has one per row."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind, infinite, values = kind_of(column.type), 0, Values()
     per_row = _numbers(column, kind)
-    moments = Moments()
+    moments, distinct = Moments(), Distinct.of(hashes)
     if per_row is not None:
         finite = per_row[np.isfinite(per_row)]
         moments, infinite = Moments.of(finite), int(np.isinf(per_row).sum())
-    if kind in ("number", "boolean", "text"):
+    if kind == "number" and distinct.count > MAX_VALUES:
+        values = Values(complete=False)  # a measure: none of its values matters
+    elif kind in ("number", "boolean", "text"):
         values = _counted(column)
     elif kind == "image":
         values = _image_sizes(image_bytes(column))
@@ -172,9 +183,7 @@ def _look(column: pa.ChunkedArray, hashes: Hashes) -> tuple[ColumnPartial, NDArr
         nulls = int(null_rows(column).sum())
     elif kind == "array":
         moments, infinite, values = _elements(column)
-    return ColumnPartial(
-        kind, str(column.type), nulls, infinite, moments, Distinct.of(hashes), values
-    ), per_row
+    return ColumnPartial(kind, str(column.type), nulls, infinite, moments, distinct, values), per_row
 
 
 def _numbers(column: pa.ChunkedArray, kind: Kind) -> NDArray[np.float64] | None:
@@ -236,11 +245,14 @@ def _image_sizes(column: pa.ChunkedArray) -> Values:
 
 def _elements(column: pa.ChunkedArray) -> tuple[Moments, int, Values]:
     """Of all elements of the arrays of equal shape; nothing, where shapes differ."""
-    column = column.filter(pc.is_valid(column))
+    if column.null_count:
+        column = column.filter(pc.is_valid(column))
+    if not len(column):
+        return Moments(), 0, Values()
     try:
         values = array_values(column)
     except ValueError:
-        return Moments(), 0, Values.of({"shapes differ": len(column)}) if len(column) else Values()
+        return Moments(), 0, Values.of({"shapes differ": len(column)})
     shape = "×".join(map(str, values.shape[1:]))
     flat, moments, infinite = values.reshape(-1), Moments(), 0
     for start in range(
@@ -249,7 +261,7 @@ def _elements(column: pa.ChunkedArray) -> tuple[Moments, int, Values]:
         block = flat[start : start + _BLOCK].astype(np.float64)
         moments = moments.join(Moments.of(block[np.isfinite(block)]))
         infinite += int(np.isinf(block).sum())
-    return moments, infinite, Values.of({shape: len(column)}) if len(column) else Values()
+    return moments, infinite, Values.of({shape: len(column)})
 
 
 def _classes(table: pa.Table, target: str | None, parts: NDArray[np.int8]) -> tuple[Values, Values, Values]:
@@ -257,14 +269,18 @@ def _classes(table: pa.Table, target: str | None, parts: NDArray[np.int8]) -> tu
     if target is None:
         return Values(), Values(), Values()
     column, counted = table[target], []
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type.value_type if is_list(column.type) else column.type
+    if kind_of(kind) not in ("number", "boolean", "text") or not len(column):
+        return Values(), Values(), Values()
     for part in range(3):
         chosen = column.filter(pa.array(parts == part))
         if is_list(chosen.type):
             chosen = pc.list_flatten(chosen)
         if pa.types.is_dictionary(chosen.type):
             chosen = chosen.cast(chosen.type.value_type)
-        countable = kind_of(chosen.type) in ("number", "boolean", "text")
-        counted.append(_counted(chosen) if countable and len(chosen) else Values())
+        counted.append(_counted(chosen))
     return counted[0], counted[1], counted[2]
 
 

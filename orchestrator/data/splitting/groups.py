@@ -20,18 +20,19 @@ def share_groups(
     """
     which, counts, order = _largest_first(groups, generator)
     wanted = np.flatnonzero(ratios > 0).tolist()
-    exact = {part: float(ratios[part]) * len(groups) for part in wanted}
-    lack = dict(exact)
+    exact = [max(float(ratio) * len(groups), 1e-9) for ratio in ratios]
+    lack, chosen = list(exact), []
+    for size in counts[order].tolist():  # plain lists: there may be millions of groups
+        best, most = -1, -1.0
+        for part in wanted:
+            if size <= lack[part] + 1e-9 and lack[part] / exact[part] > most:
+                best, most = part, lack[part] / exact[part]
+        if best < 0:
+            best = max(wanted, key=lack.__getitem__)
+        lack[best] -= size
+        chosen.append(best)
     parts = np.zeros(len(counts), np.int8)
-    for group in order.tolist():
-        size = int(counts[group])
-        fitting = [part for part in wanted if size <= lack[part] + 1e-9]
-        if fitting:
-            chosen = max(fitting, key=lambda part: lack[part] / exact[part])
-        else:
-            chosen = max(wanted, key=lack.__getitem__)
-        parts[group] = chosen
-        lack[chosen] -= size
+    parts[order] = chosen
     _fill_empty(parts, order, wanted)
     return parts[which]
 
@@ -39,13 +40,14 @@ def share_groups(
 def fold_groups(groups: NDArray[Any], folds: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """The fold of each row, shape (rows,): no group in two folds, each group to the smallest fold there is."""
     which, counts, order = _largest_first(groups, generator)
-    sizes = [(0, fold) for fold in range(folds)]
-    chosen = np.zeros(len(counts), np.int64)
-    for group in order.tolist():
-        size, fold = heapq.heappop(sizes)
-        chosen[group] = fold
-        heapq.heappush(sizes, (size + int(counts[group]), fold))
-    return chosen[which]
+    heap, chosen = [(0, fold) for fold in range(folds)], []
+    for size in counts[order].tolist():
+        total, fold = heap[0]
+        heapq.heapreplace(heap, (total + size, fold))
+        chosen.append(fold)
+    found = np.zeros(len(counts), np.int64)
+    found[order] = chosen
+    return found[which]
 
 
 def _largest_first(

@@ -61,8 +61,8 @@ def _times(column: pa.ChunkedArray, name: str) -> NDArray[Any]:
     kind = column.type
     if is_text(kind):
         column, kind = _parsed(column, name)
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind) or kind == pa.uint64():
+        return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
     if pa.types.is_date32(kind) or pa.types.is_time32(kind):
         column = column.cast(pa.int32())
     elif not (is_number(kind) or pa.types.is_temporal(kind)):
@@ -75,6 +75,8 @@ def _times(column: pa.ChunkedArray, name: str) -> NDArray[Any]:
 
 def _parsed(column: pa.ChunkedArray, name: str) -> tuple[pa.ChunkedArray, Any]:
     """Text as times in ISO 8601, with a zone or without."""
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())
     for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
         try:
             return column.cast(kind), kind
