@@ -118,7 +118,8 @@ def require_samples(counts: Mapping[str, int], split: Split, section: Text) -> N
     """Raises SourceError where a part that should have samples has none; `counts` are those of each part."""
     needed = section.length + 1 if section.pack else 2
     for name, count in counts.items():
-        if getattr(split, name) > 0 and not count:
+        wanted = getattr(split, name) > 0 and (split.kind != "given" or name == "train")
+        if wanted and not count:
             raise SourceError(
                 f"data.split: the {name} part holds fewer than the {needed} tokens of one sample",
                 f"give more text, lower data.text.length, or change data.split.{name}",

@@ -7,7 +7,7 @@ row and stays here; rows themselves are read where a pass runs, and left where t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -24,7 +24,7 @@ from orchestrator.data.cleaning.replay import value_changes
 from orchestrator.data.features.documents import FEW_DOCUMENTS, require_samples
 from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import RawSchema, describe_features, dtype_name
-from orchestrator.data.features.survey import fit_features
+from orchestrator.data.features.survey import FeaturePartial, fit_features
 from orchestrator.data.features.target import Target, resolve_target
 from orchestrator.data.prepared.manifest import EXAMPLE, FORMAT_VERSION, MANIFEST, Manifest, file_facts
 from orchestrator.data.prepared.shards import write_arrow
@@ -34,6 +34,7 @@ from orchestrator.data.preparing.passes import CleanedChunk, Encoded, Numbered, 
 from orchestrator.data.quality.merge import merge_quality
 from orchestrator.data.quality.page import html
 from orchestrator.data.quality.report import QualityReport
+from orchestrator.data.quality.survey import QualityPartial
 from orchestrator.data.sources.read import open_source
 from orchestrator.data.splitting.rows import PARTS, part_codes, split_rows
 from orchestrator.errors import SourceError
@@ -115,13 +116,13 @@ class _Build:
             classes=list(target.classes) if target is not None and target.classes is not None else None,
         )
         survey = functools.partial(passes.survey_chunk, section, program, pipeline, self.task, self.seed)
-        surveys = list(self.run(survey, shares, "fitting transforms"))
-        pipeline = fit_features(section, pipeline, [features for features, _ in surveys])
+        features, look = self._surveyed(self.run(survey, shares, "fitting transforms"))
+        pipeline = fit_features(section, pipeline, [features])
         # Rows that are read for prediction are cleaned as these have been.
         saved = replace(
             pipeline, changes=tuple(value_changes(program, names)), sent=_sent(schema, raw_schema)
         )
-        quality = merge_quality([found for _, found in surveys if found]) if section.quality.report else None
+        quality = merge_quality([look]) if look is not None else None
         encode = functools.partial(passes.encode_chunk, section, program, pipeline, self.seed, self.folder)
         encoded = list(self.run(encode, shares, "encoding"))
         return self._written(saved, target, shares, encoded, quality, cleaning)
@@ -133,6 +134,17 @@ class _Build:
             survey = functools.partial(passes.survey_cleaning, program)
             program = program.fit(self.run(survey, numbered, "looking at rows to clean"))
         return program
+
+    @staticmethod
+    def _surveyed(
+        surveys: Iterator[tuple[FeaturePartial, QualityPartial | None]],
+    ) -> tuple[FeaturePartial, QualityPartial | None]:
+        """What all chunks say, merged as they come: a single survey may have 10 MB."""
+        features, look = next(surveys)
+        for more, other in surveys:
+            features = features.merge(more)
+            look = look.join(other) if look is not None and other is not None else None
+        return features, look
 
     def _shared_out(
         self, numbered: Sequence[Numbered], chunks: Sequence[CleanedChunk]
