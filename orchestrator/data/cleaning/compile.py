@@ -115,13 +115,13 @@ class _Compiler:
     def _fill(self, head: Head, step: FillNulls) -> GapFill | ForwardFill:
         value = step.value
         learns = value in ("mean", "median", "mode")
+        for name in head.names:
+            self._require_fill(head, name, step)
         if (learns or value == "forward") and self.target in head.names:
             raise SourceError(
                 f"{head.place}: a made-up value ({value}) is no value to learn",
                 f"use drop_nulls for the target '{self.target}'",
             )
-        for name in head.names:
-            self._require_fill(head, name, step)
         if value == "forward":
             return ForwardFill(head)
         if learns:

@@ -79,8 +79,9 @@ def _hash(array: pa.Array) -> Hashes:
     if isinstance(array, pa.ExtensionArray):
         return _hash(array.storage)
     if types.is_dictionary(kind):
-        known = np.vstack([_hash(array.dictionary), _NULL])
-        return known[array.indices.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)]
+        known: Hashes = np.vstack([_hash(array.dictionary), _NULL])
+        indices = array.indices.cast(pa.int64()).fill_null(len(known) - 1)
+        return known[np.asarray(indices, dtype=np.int64)]
     if is_encoded_image(kind) and types.is_struct(kind):
         return _hash(pc.struct_field(array, "bytes"))
     if types.is_struct(kind):
