@@ -28,7 +28,8 @@ COLUMNS: dict[str, tuple[pa.DataType, list[Any]]] = {
     "int8": (pa.int8(), [None, 0, 1, -1, 127]),
     "uint64": (pa.uint64(), [None, 0, 1, 2**64 - 1]),
     "bool": (pa.bool_(), [None, True, False]),
-    "string": (pa.string(), [None, "", "a", "ab", "b", "a\0", "é"]),
+    "string": (pa.string(), [None, "", "a", "ab", "b", "a\0", "é", "a" * 8, "a" * 64, "a" * 65,
+                             "a" * 65 + "b", "a" * 1000]),
     "large_string": (pa.large_string(), [None, "", "a", "aa"]),
     "binary": (pa.binary(), [None, b"", b"a", b"a\0"]),
     "fixed": (pa.binary(2), [None, b"ab", b"ba"]),
@@ -90,12 +91,12 @@ def test_columns_do_not_run_into_each_other() -> None:
 
 def test_hashes_never_change() -> None:
     """Chunks may be hashed on machines of different kinds."""
-    table = pa.table({"a": [1, None], "b": ["x", "y"], "c": [[1.5], []]})
+    table = pa.table({"a": [1, None], "b": ["x", "y"], "c": [[1.5], [2.0] * 20]})
     assert [f"{value:016x}" for value in hash_rows(table, ["a", "b", "c"]).ravel().tolist()] == [
-        "1580aef13a2b268c",
-        "5fd4bdc2555a7a5b",
-        "70d1350d5fe5aab2",
-        "d0241232061a8035",
+        "3f5caf70f0f697f4",
+        "d3112f5504467d45",
+        "17f1d5f4cb0ec47c",
+        "2e2433f31a07cbc3",
     ]
 
 
