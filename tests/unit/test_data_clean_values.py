@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from decimal import Decimal
 from typing import Any
 
@@ -279,7 +280,7 @@ def test_fills_that_are_refused(values: Any, value: Any, words: str) -> None:
 
 def _cut(count: int, pieces: int) -> list[slice]:
     places = np.linspace(0, count, pieces + 1).astype(int)
-    return [slice(a, b) for a, b in zip(places, places[1:], strict=False)]
+    return [slice(a, b) for a, b in itertools.pairwise(places)]
 
 
 @settings(deadline=None)

@@ -36,8 +36,11 @@ def compile_cleaning(
 ) -> Program:
     """The steps of `data.clean` for tables of a schema; they may look at columns that are no features.
 
+    The schema's types should be those of `read_source`; the program's own `schema` tells what becomes of them.
     Raises SourceError for columns that do not exist or do not fit their step.
     """
+    require_columns(schema.names, features, "data.features")
+    require_columns(schema.names, [target] if target else [], "data.target")
     compiler = _Compiler(schema, tuple(features), target)
     return Program(schema, tuple(compiler.add(index, step) for index, step in enumerate(steps)))
 
@@ -115,13 +118,13 @@ class _Compiler:
     def _fill(self, head: Head, step: FillNulls) -> GapFill | ForwardFill:
         value = step.value
         learns = value in ("mean", "median", "mode")
+        for name in head.names:
+            self._require_fill(head, name, step)
         if (learns or value == "forward") and self.target in head.names:
             raise SourceError(
                 f"{head.place}: a made-up value ({value}) is no value to learn",
                 f"use drop_nulls for the target '{self.target}'",
             )
-        for name in head.names:
-            self._require_fill(head, name, step)
         if value == "forward":
             return ForwardFill(head)
         if learns:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from orchestrator.data.cleaning import statistics
 from orchestrator.data.cleaning.cleaned import Cleaned, Mask
-from orchestrator.data.cleaning.statistics import Numbers, merged_columns, survey_numbers
+from orchestrator.data.cleaning.statistics import Counts, Numbers, merged_columns, survey_numbers
 from orchestrator.data.cleaning.step import Head, with_type
 from orchestrator.data.columns import numbers
 from orchestrator.spec.data import ClipOutliers, DropOutliers
@@ -24,7 +24,7 @@ Bounds = tuple[float, float]
 _NONE = (-math.inf, math.inf)
 
 
-def find_bounds(rule: DropOutliers | ClipOutliers, found: Numbers | None) -> Bounds:
+def find_bounds(rule: DropOutliers | ClipOutliers, found: Numbers | Counts | None) -> Bounds:
     """Between which values a column's numbers are no outliers. `found` is None where no number is known."""
     if rule.method == "fixed":
         assert isinstance(rule, ClipOutliers)
@@ -32,7 +32,7 @@ def find_bounds(rule: DropOutliers | ClipOutliers, found: Numbers | None) -> Bou
             -math.inf if rule.min is None else rule.min,
             math.inf if rule.max is None else rule.max,
         )
-    if found is None or not found.count:
+    if not isinstance(found, Numbers) or not found.count:
         return _NONE
     if rule.method == "z_score":
         mean, spread = statistics.mean(found), statistics.deviation(found)

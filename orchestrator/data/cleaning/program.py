@@ -206,9 +206,8 @@ def _run(
 def _learn(step: Learning, name: str, found: Numbers | Counts | None) -> tuple[Any, Any]:
     """What a step learned of a column, and the column's survey after the step."""
     if isinstance(step, Clip):
-        assert not isinstance(found, Counts)
         bounds = find_bounds(step.rule, found)
-        return bounds, clip_numbers(found, *bounds) if found is not None else None
+        return bounds, clip_numbers(found, *bounds) if isinstance(found, Numbers) else found
     value = find_fill(step.value, found)
     if value is None:
         raise SourceError(

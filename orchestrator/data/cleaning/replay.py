@@ -18,7 +18,7 @@ from orchestrator.data.cleaning.program import Program
 from orchestrator.data.cleaning.step import plain_type
 from orchestrator.data.cleaning.values import CastColumns, MapColumn, cast_column, map_column
 from orchestrator.data.columns import is_number, null_rows
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import Map
 
 ValueChange = Mapping[str, Any]
@@ -58,6 +58,8 @@ def replay(table: pa.Table, changes: Sequence[ValueChange]) -> pa.Table:
 
 def _changed(column: pa.ChunkedArray, change: ValueChange) -> pa.ChunkedArray:
     name = change["column"]
+    if pa.types.is_null(column.type) and change["do"] in ("map", "clip"):
+        return column  # nulls stay
     if change["do"] == "cast":
         made, unfit = cast_column(column, change["to"], change["format"])
         if unfit.any() and change["errors"] == "fail":
@@ -66,7 +68,10 @@ def _changed(column: pa.ChunkedArray, change: ValueChange) -> pa.ChunkedArray:
         return made
     if change["do"] == "map":
         rule = Map(kind="map", column=name, values=change["values"], default=change["default"])
-        made, _, unlisted = map_column(column, rule, f"column '{name}'")
+        try:
+            made, _, unlisted = map_column(column, rule, "data.clean")
+        except SourceError as error:
+            raise DataError(error.reason, "send values as the training data held them") from error
         if unlisted.any() and change["default"] == "fail":
             row = int(unlisted.argmax())
             raise DataError(
@@ -75,7 +80,7 @@ def _changed(column: pa.ChunkedArray, change: ValueChange) -> pa.ChunkedArray:
         return made
     if change["do"] == "clip":
         if not is_number(column.type):
-            return column  # all null, or for the pipeline to refuse
+            return column  # for the pipeline to refuse
         low, high = change["low"], change["high"]
         return clip_column(column, (-math.inf if low is None else low, math.inf if high is None else high))[0]
     value, missing = change["value"], null_rows(column)

@@ -24,6 +24,14 @@ CAST_TYPES: dict[str, pa.DataType] = {
     "date": pa.date32(),
     "timestamp": pa.timestamp("us"),
 }
+_PATTERNS = {
+    "int": r"^-?[0-9]+$",
+    "float": r"^-?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?$|^-?(inf|infinity|nan)$",
+    "bool": r"^(true|false|1|0)$",
+    "date": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$",
+    "timestamp": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9:.]*)?$",
+}
+"""What texts look like that may be values of a type."""
 _BLOCK = 256
 
 
@@ -79,10 +87,19 @@ def cast_column(column: pa.ChunkedArray, to: str, written: str | None = None) ->
         column = pc.if_else(pa.array(missing), pa.scalar(None, column.type), column)
     if is_text(column.type):
         column = column.cast(pa.large_string())
-        if to not in ("string", "bool"):
+        if to != "string":
             column = pc.utf8_trim_whitespace(column)
-        if to == "bool":
-            column = pc.utf8_lower(pc.utf8_trim_whitespace(column))
+        if to in _PATTERNS and written is None:
+            # So that few values are left to be tried one by one.
+            column = _only(column, pc.match_substring_regex(column, _PATTERNS[to], ignore_case=True))
+    elif to == "int" and pa.types.is_floating(column.type):
+        # Arrow refuses a column for one fraction. Below 2⁶³ in size, every whole float64 is an int64.
+        column = column.cast(pa.float64())
+        fits = pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**63))
+        column = _only(column, fits)
+    elif to == "bool" and is_number(column.type) and not pa.types.is_boolean(column.type):
+        column = column.cast(pa.float64(), safe=False)
+        column = _only(column, pc.is_in(column, value_set=pa.array([0.0, 1.0])))
     made = _converted(column, kind, to, written)
     if isinstance(made, pa.Array):
         made = pa.chunked_array([made])
@@ -93,11 +110,6 @@ def cast_column(column: pa.ChunkedArray, to: str, written: str | None = None) ->
 def _converted(column: pa.ChunkedArray, kind: pa.DataType, to: str, written: str | None) -> pa.ChunkedArray:
     if written is not None and is_text(column.type):
         return pc.strptime(column, format=written, unit="us", error_is_null=True).cast(kind, safe=False)
-    if to == "bool" and is_number(column.type) and not pa.types.is_boolean(column.type):
-        # Only 0 and 1 are truth values.
-        known = pc.is_in(column.cast(pa.float64(), safe=False), value_set=pa.array([0.0, 1.0]))
-        column = pc.if_else(known, column, pa.scalar(None, column.type))
-        return column.cast(pa.float64(), safe=False).cast(kind)
     # A float is as near as it gets to a large number, and a date is the day of a time.
     safe = not (to == "float" and is_number(column.type)) and not pa.types.is_timestamp(column.type)
     try:
@@ -106,6 +118,10 @@ def _converted(column: pa.ChunkedArray, kind: pa.DataType, to: str, written: str
         distinct = pc.unique(column)
         made = _one_by_one(distinct, lambda values: values.cast(kind, safe=safe), kind)
         return made.take(pc.index_in(column, value_set=distinct))
+
+
+def _only(column: pa.ChunkedArray, rows: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.if_else(rows, column, pa.scalar(None, column.type))
 
 
 def _one_by_one(values: pa.Array, convert: Callable[[Any], Any], kind: pa.DataType) -> pa.Array:

@@ -66,7 +66,9 @@ def parse_condition(text: str) -> Condition:
         condition = Condition(_Named(names).visit(tree), plain[blanks:], blanks)
         fault = _fault(condition, condition.tree, 0)
     except SyntaxError as error:
-        position = blanks + min(error.offset or 1, len(plain))
+        # At the end of the text, Python's parser is already on the next line.
+        ended = error.offset is None or error.offset < 1 or (error.lineno or 1) > 1
+        position = len(plain) if ended else min(blanks + (error.offset or 1), len(plain))
         hint = "; compare with '=='" if re.search(r"(?<![=!<>])=(?!=)", plain) else ""
         raise ValueError(f"position {position}: {error.msg}{hint}; {ALLOWED}") from None
     except (RecursionError, MemoryError):
@@ -147,7 +149,7 @@ def _fault(condition: Condition, node: ast.expr, depth: int) -> _Fault:
             below = arguments
         case _:
             shown = ast.get_source_segment(condition.text, node) or type(node).__name__
-            hint = _HINTS.get(type(getattr(node, "op", None)), "")
+            hint = _HINTS.get(type(node.op), "") if isinstance(node, ast.BinOp | ast.UnaryOp) else ""
             return node, f"'{shown[:40]}' is not allowed{f': {hint}' if hint else ''}"
     return next(filter(None, (_fault(condition, part, depth + 1) for part in below)), None)
 
