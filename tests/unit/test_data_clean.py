@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.data.cleaning.clean import Cleaned, clean, refit_fills
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import CleanStep
+from tests.unit.cleaning_case import Cleaned, clean, refit_fills
 
 _STEP: TypeAdapter[CleanStep] = TypeAdapter(CleanStep)
 

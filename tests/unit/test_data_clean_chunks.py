@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from orchestrator.data.cleaning.clean import Cleaned, Fill, clean, refit_fills
 from orchestrator.data.cleaning.compile import compile_cleaning
 from orchestrator.data.cleaning.program import Program, merge_reports
 from orchestrator.data.cleaning.replay import replay, value_changes
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import CleanStep
+from tests.unit.cleaning_case import Cleaned, Fill, clean, refit_fills
 
 _STEP: TypeAdapter[CleanStep] = TypeAdapter(CleanStep)
 FEATURES = ("a", "b", "c", "when", "items")

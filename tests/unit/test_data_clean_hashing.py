@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data.cleaning.clean import clean
 from orchestrator.data.cleaning.hashing import first_of_equals, hash_rows, is_hashable, mix
 from orchestrator.data.columns import null_rows
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import DropDuplicates
+from tests.unit.cleaning_case import clean
 
 NAN = float("nan")
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.data.cleaning import statistics
-from orchestrator.data.cleaning.clean import clean, refit_fills
 from orchestrator.data.cleaning.statistics import (
     CountsMerger,
     NumbersMerger,
@@ -28,6 +27,7 @@ from orchestrator.data.cleaning.statistics import (
 from orchestrator.data.cleaning.values import cast_column
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import CleanStep
+from tests.unit.cleaning_case import clean, refit_fills
 
 _STEP: TypeAdapter[CleanStep] = TypeAdapter(CleanStep)
 

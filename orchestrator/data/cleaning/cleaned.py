@@ -48,8 +48,6 @@ class Cleaned:
     """Which chunk of the source the table was read from."""
     learned: Mapping[tuple[int, str], Learned] = field(default_factory=dict, repr=False)
     """By the number of the step and the column: what `Program.refit_survey` looks at."""
-    origin: Any = field(default=None, repr=False, compare=False)
-    """The program and the table as it was read, where `clean` made this."""
 
     @classmethod
     def of(cls, table: pa.Table, chunk: int = 0) -> Cleaned:

@@ -296,7 +296,8 @@ def _require_language(section: DataSection) -> None:
         )
     if section.split.kind == "stratified":
         raise SourceError(
-            "data.split: 'stratified' needs classes, and a language model has none", "write data.split.kind: random"
+            "data.split: 'stratified' needs classes, and a language model has none",
+            "write data.split.kind: random",
         )
 
 

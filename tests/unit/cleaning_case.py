@@ -1,9 +1,10 @@
-"""Clean a table that is held as a whole: the cleaning program with one chunk. Imports: numpy, pyarrow."""
+"""Clean a table that is held as a whole: the cleaning program with one chunk."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +17,16 @@ from orchestrator.spec.data import CleanStep
 __all__ = ["Cleaned", "Fill", "Filled", "clean", "refit_fills"]
 
 
+@dataclass(frozen=True)
+class CleanedWhole(Cleaned):
+    """With the program and the table that it comes from."""
+
+    origin: Any = None
+
+
 def clean(
     table: pa.Table, steps: Sequence[CleanStep], *, features: Sequence[str], target: str | None
-) -> Cleaned:
+) -> CleanedWhole:
     """Apply the steps in order. A step without columns sees features and target; one that looks at numbers
     sees the numeric features. Raises SourceError for unknown or unfit columns, and where no row is left."""
     program = compile_cleaning(steps, table.schema, features, target)
@@ -26,10 +34,10 @@ def clean(
         program = program.fit([program.survey(table)])
     cleaned = program.apply(table)
     program.require_rows(cleaned.report, table.num_rows)
-    return replace(cleaned, origin=(program, table))
+    return CleanedWhole(**vars(cleaned), origin=(program, table))
 
 
-def refit_fills(cleaned: Cleaned, train: NDArray[np.int64]) -> tuple[pa.Table, dict[str, Fill]]:
+def refit_fills(cleaned: CleanedWhole, train: NDArray[np.int64]) -> tuple[pa.Table, dict[str, Fill]]:
     """The table with gaps filled (and outliers clipped) by what its training rows teach, and the value that each
     column's gaps take. `cleaned` comes from `clean`; rows may have been dropped from it since."""
     program, table = cleaned.origin
