@@ -30,7 +30,7 @@ from tests.unit.engine_case import case_attempt
 from tests.unit.engine_tasks import TASKS, Task
 
 CPU = Placement(torch.device("cpu"))
-MIXUP = {"kind": "mixup", "alpha": 0.8}
+MIXUP: dict[str, Any] = {"kind": "mixup", "alpha": 0.8}
 ADAMW = {"kind": "adamw", "lr": 0.01}
 DIGITS = Task(
     {
@@ -80,9 +80,10 @@ def test_the_loss_of_a_mix_is_the_mix_of_the_losses(
     torch.testing.assert_close(objective.losses(outputs, soft), objective.losses(outputs, one))
     torch.testing.assert_close(weights_of(objective, soft), weights_of(objective, one))
     mixed = torch.lerp(soft, soft_other, share)
-    for function in (lambda targets: objective.losses(outputs, targets), lambda t: weights_of(objective, t)):
-        wanted = (1 - share) * function(one) + share * function(other)
-        torch.testing.assert_close(function(mixed), wanted, rtol=1e-4, atol=1e-5)
+    wanted = (1 - share) * objective.losses(outputs, one) + share * objective.losses(outputs, other)
+    torch.testing.assert_close(objective.losses(outputs, mixed), wanted, rtol=1e-4, atol=1e-5)
+    wanted = (1 - share) * weights_of(objective, one) + share * weights_of(objective, other)
+    torch.testing.assert_close(weights_of(objective, mixed), wanted, rtol=1e-4, atol=1e-5)
 
 
 def started(task: Task, storage: Path, augment: Sequence[dict[str, Any]], **section: Any) -> Attempt:
@@ -109,7 +110,7 @@ def plain_mixup(
             epoch_permutation(part.num_rows, recipe.seed, epoch), range(size, part.num_rows, size)
         ):
             mix = draw_mix(
-                Mixup(**MIXUP), seed=recipe.seed, epoch=epoch, index=0,
+                Mixup.model_validate(MIXUP), seed=recipe.seed, epoch=epoch, index=0,
                 rows=rows, num_rows=part.num_rows, input_shape=(),
             )  # fmt: skip
             mixed, losses_weight, lines = [], torch.zeros(()), []
@@ -173,7 +174,7 @@ def test_mixup_is_a_plain_loops(
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
 
 
-CHAIN = [
+CHAIN: list[dict[str, Any]] = [
     {"kind": "crop", "padding": 1},
     MIXUP | {"p": 0.5},
     {"kind": "cutmix", "p": 0.5},
@@ -227,7 +228,7 @@ def bytes_of_digits() -> dict[str, Any]:
 
 def test_validation_is_not_augmented(tmp_path: Path) -> None:
     losses = []
-    for augment in ([], CHAIN):
+    for augment in (CHAIN[:0], CHAIN):
         attempt = started(DIGITS, tmp_path, augment)
         recipe = attempt.recipe
         assert recipe.val_part is not None

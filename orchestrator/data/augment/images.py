@@ -36,16 +36,30 @@ def _crop(inputs: Tensor, step: Crop, u: Uniform) -> Tensor:
 
 
 def _rotate(inputs: Tensor, step: Rotate, u: Uniform) -> Tensor:
-    height, width = inputs.shape[2:]
     angle = np.radians(step.degrees) * (2 * u[0] - 1)
     zoom = 1 + step.zoom * (2 * u[1] - 1)
-    cos, sin = (per_image(part / zoom, inputs)[:, 0] for part in (np.cos(angle), np.sin(angle)))
-    # Where each pixel comes from, in pixels from the centre: x to the right, y downwards.
+    cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
+    still = np.zeros_like(cos)
+    return resample(inputs, np.array([[cos, -sin, still], [sin, cos, still]]), padding_mode="reflection")
+
+
+def resample(inputs: Tensor, matrices: NDArray[np.float64], *, padding_mode: str) -> Tensor:
+    """The images, each pixel taken (bilinear) from where its image's matrix says.
+
+    `matrices` (2, 3, n): (x, y, 1) to where that pixel comes from, in pixels from the centre, x to the right and
+    y downwards.
+    """
+    n, _, height, width = inputs.shape
+    # grid_sample counts from -1 to 1 between the outer edges of an image.
+    scaled = matrices * np.array([2 / width, 2 / height])[:, None, None]
+    parts = torch.from_numpy(scaled).to(inputs.device, inputs.dtype)[..., None, None]
     x = torch.arange(width, device=inputs.device, dtype=inputs.dtype) - (width - 1) / 2
     y = (torch.arange(height, device=inputs.device, dtype=inputs.dtype) - (height - 1) / 2)[:, None]
-    # grid_sample counts from -1 to 1 between the outer edges of an image, (n, H, W, 2).
-    grid = torch.stack([(cos * x - sin * y) * (2 / width), (sin * x + cos * y) * (2 / height)], dim=3)
-    return F.grid_sample(inputs, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    # Written in place: several times faster than affine_grid, or than stacking x and y.
+    grid = inputs.new_empty(n, height, width, 2)
+    for axis, (of_x, of_y, shift) in enumerate(parts):
+        torch.add(of_x * x + shift, of_y * y, out=grid[..., axis])
+    return F.grid_sample(inputs, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)
 
 
 def _color(inputs: Tensor, step: Color, u: Uniform) -> Tensor:

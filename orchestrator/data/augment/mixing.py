@@ -89,8 +89,9 @@ def _mask(box: NDArray[np.int64], inputs: Tensor) -> Tensor:
     """Which pixels lie in the rectangles, (k, 1, H, W), made on the inputs' device."""
     top, bottom, left, right = torch.from_numpy(box).to(inputs.device)[:, :, None]
     y, x = (torch.arange(size, device=inputs.device) for size in inputs.shape[2:])
-    high, wide = (y >= top) & (y < bottom), (x >= left) & (x < right)
-    return (high[:, :, None] & wide[:, None, :])[:, None]
+    high: Tensor = (y >= top) & (y < bottom)
+    wide: Tensor = (x >= left) & (x < right)
+    return high[:, None, :, None] & wide[:, None, None, :]
 
 
 def _side(area: NDArray[np.float64], u: NDArray[np.float64], size: int) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.data.augment.draws import Uniform
+from orchestrator.data.augment.images import resample
 from orchestrator.spec.data import RandAugment
 
 HIGHEST = 30
@@ -43,12 +44,12 @@ def rand_augment(images: Tensor, step: RandAugment, u: Uniform) -> Tensor:
         moved = np.flatnonzero(choice < len(MOVES))
         if len(moved):
             index = torch.from_numpy(moved).to(images.device)
-            matrices = np.empty((len(moved), 2, 3))
+            matrices = np.empty((2, 3, len(moved)))
             for number, (name, most) in enumerate(MOVES.items()):
                 of_kind = choice[moved] == number
                 amounts = most * strength * sign[moved[of_kind]]
-                matrices[of_kind] = move_matrices(name, amounts, images.shape[2:])
-            images[index] = move(images[index], matrices)
+                matrices[:, :, of_kind] = move_matrices(name, amounts, images.shape[2:])
+            images[index] = resample(images[index], matrices, padding_mode="zeros")
         for number, name in enumerate(_CHANGES, start=len(MOVES)):
             changed = np.flatnonzero(choice == number)
             if len(changed):
@@ -58,36 +59,26 @@ def rand_augment(images: Tensor, step: RandAugment, u: Uniform) -> Tensor:
 
 
 def move_matrices(name: str, amounts: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.float64]:
-    """Where each pixel (x, y, 1) comes from, in pixels from the centre, y downwards: (n, 2, 3).
+    """Where each pixel (x, y, 1) comes from, in pixels from the centre, y downwards: (2, 3, n).
 
     Slopes are about the upper left corner, angles in degrees against the clock, shifts whole pixels, of shares
     of `size` (height, width).
     """
     height, width = size
-    matrices = np.zeros((len(amounts), 2, 3))
-    matrices[:, 0, 0] = matrices[:, 1, 1] = 1
+    matrices = np.zeros((2, 3, len(amounts)))
+    matrices[0, 0] = matrices[1, 1] = 1
     if name == "shear_x":
-        matrices[:, 0, 1], matrices[:, 0, 2] = amounts, amounts * height / 2
+        matrices[0, 1], matrices[0, 2] = amounts, amounts * height / 2
     elif name == "shear_y":
-        matrices[:, 1, 0], matrices[:, 1, 2] = amounts, amounts * width / 2
+        matrices[1, 0], matrices[1, 2] = amounts, amounts * width / 2
     elif name == "translate_x":
-        matrices[:, 0, 2] = -np.trunc(amounts * width)
+        matrices[0, 2] = -np.trunc(amounts * width)
     elif name == "translate_y":
-        matrices[:, 1, 2] = -np.trunc(amounts * height)
+        matrices[1, 2] = -np.trunc(amounts * height)
     else:
         cos, sin = np.cos(np.radians(amounts)), np.sin(np.radians(amounts))
-        matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 1, 0], matrices[:, 1, 1] = cos, -sin, sin, cos
+        matrices[0, 0], matrices[0, 1], matrices[1, 0], matrices[1, 1] = cos, -sin, sin, cos
     return matrices
-
-
-def move(images: Tensor, matrices: NDArray[np.float64]) -> Tensor:
-    """The images, each pixel taken (bilinear) from where its image's matrix says."""
-    height, width = images.shape[2:]
-    # grid_sample counts from -1 to 1 between the outer edges of an image, where affine_grid counts its pixels.
-    sides = np.array([width / 2, height / 2, 1.0])
-    theta = torch.from_numpy(matrices * sides / sides[:2, None]).to(images.device, images.dtype)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def change(images: Tensor, name: str, strength: float, sign: NDArray[np.float64]) -> Tensor:
@@ -157,7 +148,7 @@ def _grey(images: Tensor) -> Tensor:
     """The brightness of each pixel, (n, 1, H, W); the channels' mean where they are not red, green and blue."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = images[:, :1], images[:, 1:2], images[:, 2:]
     return red * _GREY[0] + green * _GREY[1] + blue * _GREY[2]
 
 
