@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -51,7 +51,7 @@ class Manifest:
     """Rows of each part; of a language model, samples."""
     class_counts: Mapping[str, Mapping[str, int]] | None
     """Rows that have each class (its label as text) in each part; None where there are no classes."""
-    cleaning: list[Mapping[str, Any]]
+    cleaning: Sequence[Mapping[str, Any]]
     """One entry per step: `step`, `columns` as the spec names them, `rows` dropped or filled."""
     corrupt: int
     """Records that could not be read, images that could not be decoded among them; they were skipped."""

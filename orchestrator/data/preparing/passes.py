@@ -171,7 +171,8 @@ def encode_chunk(
     example = np.empty(0, np.int64)
     for part in PARTS:
         if share.targets is None:
-            assert section.text is not None and pipeline.tokenizer is not None
+            assert section.text is not None
+            assert pipeline.tokenizer is not None
             documents = _documents(table, pipeline, section, share)[part]
             samples = make_samples(documents, pipeline.tokenizer, section.text)
             features, targets, rows = samples.features, samples.targets, samples.rows
@@ -182,7 +183,7 @@ def encode_chunk(
             continue
         source_rows = kept.cleaned.rows[rows]
         if part == "train":
-            example = source_rows[:EXAMPLE_ROWS]
+            example = np.unique(source_rows)[:EXAMPLE_ROWS]
         with local_folder(folder) as place:
             shards[part] = write_shard(
                 place, part, share.numbered.index, features, targets, share.first_row + source_rows
@@ -215,7 +216,8 @@ def _finished(program: Program, share: Share, kept: Kept) -> pa.Table:
 
 def _in_part(share: Share, part: str) -> NDArray[np.bool_]:
     assert share.parts is not None
-    return share.parts == PARTS.index(part)
+    chosen: NDArray[np.bool_] = share.parts == PARTS.index(part)
+    return chosen
 
 
 def _keys(share: Share, kept: Kept, seed: int) -> NDArray[np.uint64]:
