@@ -68,8 +68,8 @@ def test_the_fingerprint_of_sqlite_follows_file_and_query(database: Path) -> Non
 
 def test_faults_of_sqlite(database: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{database}"
-    with pytest.raises(SourceError, match=r"data.source.query.*no such table: nothing"):
-        read_source(sql(url, "select * from nothing"))
+    with pytest.raises(SourceError, match=r"data.source.query.*no such table: absent"):
+        read_source(sql(url, "select * from absent"))
     with pytest.raises(SourceError, match=r"readonly|gives no rows"):
         read_source(sql(url, "delete from rows"))
     with pytest.raises(SourceError, match="'x' holds values of several types"):
@@ -246,7 +246,7 @@ def test_faults_of_postgresql(postgresql: str, monkeypatch: pytest.MonkeyPatch) 
     assert "wr:ng" not in str(caught.value)
     assert "wr%3Ang" not in str(caught.value)
     monkeypatch.setenv("DB_PASSWORD", PASSWORD)
-    with pytest.raises(SourceError, match='relation "nothing" does not exist'):
-        read_source(sql(url, "select * from nothing", password_env="DB_PASSWORD"))
+    with pytest.raises(SourceError, match='relation "absent" does not exist'):
+        read_source(sql(url, "select * from absent", password_env="DB_PASSWORD"))
     with pytest.raises(SourceError, match="names no user"):
         read_source(sql(f"postgresql://{postgresql}/postgres", "select 1", password_env="DB_PASSWORD"))

@@ -19,9 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.data.sources.chunks import Plan
+from orchestrator.data.sources.chunks import WholePlan, digest_lines
 from orchestrator.data.sources.files import File
-from orchestrator.data.sources.made import one_piece
 from orchestrator.data.sources.memo import Memo
 from orchestrator.errors import SourceError
 from orchestrator.imports import import_optional
@@ -30,7 +29,7 @@ from orchestrator.spec.data import MongodbSource, SqlSource
 _FETCH_ROWS = 50_000
 
 
-def plan_sql(source: SqlSource, memo: Memo) -> Plan:
+def plan_sql(source: SqlSource, memo: Memo) -> WholePlan:
     """Fingerprint: of SQLite the query and the content of the file; of PostgreSQL the rows themselves, which are
     read for it."""
     if source.url.startswith("sqlite"):
@@ -41,23 +40,25 @@ def plan_sql(source: SqlSource, memo: Memo) -> Plan:
             )
         log = file.with_name(f"{file.name}-wal")  # what was written last may be there only
         lines = [source.query, *memo.hashes([_as_file(path) for path in (file, log) if path.is_file()])]
-        return one_piece(
-            f"{source.url}: {_short(source.query)}", lines, partial(_read_sqlite, source.query, file)
+        return WholePlan(
+            f"{source.url}: {_short(source.query)}",
+            digest_lines(lines),
+            partial(_read_sqlite, source.query, file),
         )
     table = _read_postgresql(source)
-    return one_piece(
+    return WholePlan(
         f"{source.url}: {_short(source.query)}",
-        [_hash_rows(table)],
+        _hash_rows(table),
         partial(_read_postgresql, source),
-        table=table,
+        table,
     )
 
 
-def plan_mongodb(source: MongodbSource) -> Plan:
+def plan_mongodb(source: MongodbSource) -> WholePlan:
     """Fingerprint: the documents themselves, which are read for it."""
     table = _read_mongodb(source)
     name = f"{source.url}: {source.database}.{source.collection}"
-    return one_piece(name, [_hash_rows(table)], partial(_read_mongodb, source), table=table)
+    return WholePlan(name, _hash_rows(table), partial(_read_mongodb, source), table)
 
 
 def _as_file(path: Path) -> File:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from orchestrator.data.columns import require_columns
-from orchestrator.data.sources.chunks import CHUNK_BYTES, Chunk, Source, Unreadable, concat, open_plan
+from orchestrator.data.sources.chunks import CHUNK_BYTES, Chunk, Source, Unreadable, concat
 from orchestrator.data.sources.plans import plan_source
 from orchestrator.data.sources.rows import to_table
 from orchestrator.errors import SourceError
@@ -43,7 +43,7 @@ def open_source(
     own function raises.
     """
     wanted = wanted_columns(section)
-    source, names = open_plan(plan_source(section, chunk_bytes, search_paths, memo), wanted)
+    source, names = plan_source(section, chunk_bytes, search_paths, memo).open(wanted)
     if section.target:
         require_columns(names, [section.target], "data.target")
     require_columns(names, section.features or [], "data.features")

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.data.sources.chunks import (
+    Faults,
     Piece,
     Plan,
     Unreadable,
@@ -70,7 +71,7 @@ class Format:
     cut: Callable[[File, int], list[Part]]
     """A large file in slices of about so many bytes; nothing where it cannot be cut."""
     schema: Callable[[Slice], pa.Schema]
-    read: Callable[[Slice, pa.Schema | None, list[Unreadable] | None], pa.Table]
+    read: Callable[[Slice, pa.Schema | None, Faults], pa.Table]
     """The columns of the schema that the file has, preferably in its types; all of them for None."""
     is_typed: bool
     """Files tell their own types. Else they are inferred from the content, and all of it must be read for that."""
@@ -99,8 +100,6 @@ def plan_tables(form: Format, files: Sequence[File], chunk_bytes: int, memo: Mem
             load = partial(_load, form, chunk, partitions)
             pieces.append(Piece(_name(form, chunk), digest_lines(told), load))
             slices += chunk
-    if len(pieces) == 1 and not form.is_typed:
-        return Plan(tuple(pieces))
     return Plan(tuple(pieces), partial(_learn_schema, form, slices, partitions))
 
 
@@ -140,30 +139,21 @@ def _hash_files(files: Sequence[File], memo: Memo) -> dict[File, str]:
 
 
 def _load(
-    form: Format,
-    slices: Sequence[Slice],
-    partitions: pa.Schema,
-    schema: pa.Schema | None,
-    faults: list[Unreadable] | None,
+    form: Format, slices: Sequence[Slice], partitions: pa.Schema, schema: pa.Schema, faults: Faults
 ) -> pa.Table:
     tables = []
     for part in slices:
-        found: list[Unreadable] | None = None if faults is None else []
+        found: Faults = None if faults is None else []
         try:
-            table = _with_partitions(
-                form.read(part, _own_columns(schema, part.file), found), part.file, partitions
-            )
-            tables.append((part, table if schema is None else conform(table, schema)))
+            table = form.read(part, _own_columns(schema, part.file), found)
+            tables.append(conform(_with_partitions(table, part.file, partitions), schema))
         except _READ_ERRORS as error:
             found = [_fault(form, part, error)]
             if faults is None:
                 raise unreadable(found[0]) from error
         if faults is not None:
             faults += found or []
-    if schema is None:
-        schema = unify((str(part), plain(table.schema)) for part, table in tables)
-        tables = [(part, conform(table, schema)) for part, table in tables]
-    return concat([table for _, table in tables], schema)
+    return concat(tables, schema)
 
 
 def _fault(form: Format, part: Slice, error: Exception) -> Unreadable:
@@ -173,14 +163,14 @@ def _fault(form: Format, part: Slice, error: Exception) -> Unreadable:
 def _learn_schema(
     form: Format, slices: Sequence[Slice], partitions: pa.Schema, wanted: Sequence[str] | None
 ) -> tuple[pa.Schema, list[str]]:
-    """The wanted columns of all files, and the names of all columns. Files that cannot be read are left out, as long as there are others: reading
-    them raises."""
+    """The wanted columns of all files, and the names of all columns. Files that cannot be read are left out, as
+    long as there are others: reading them raises."""
     if form.is_typed:
         slices = list({part.file.path: Slice(part.file) for part in slices}.values())
 
     def look(part: Slice) -> pa.Schema | Unreadable:
         try:
-            return _with_partitions(form.schema(part).empty_table(), part.file, partitions).schema
+            return _with_partition_fields(form.schema(part), part.file, partitions)
         except _READ_ERRORS as error:
             return _fault(form, part, error)
 
@@ -274,3 +264,11 @@ def _with_partitions(table: pa.Table, file: File, partitions: pa.Schema) -> pa.T
             table = table.drop_columns(name)
         table = table.append_column(column, pa.repeat(scalar, table.num_rows))
     return table
+
+
+def _with_partition_fields(schema: pa.Schema, file: File, partitions: pa.Schema) -> pa.Schema:
+    """The schema of what `_with_partitions` gives."""
+    names = _partition_values(file)
+    return pa.schema(
+        [*(column for column in schema if column.name not in names), *map(partitions.field, names)]
+    )
