@@ -77,10 +77,10 @@ def test_faults_of_sqlite(database: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no rows"):
         read_source(sql(url, "select * from rows where label = 9"))
     with pytest.raises(SourceError, match=r"nowhere.db does not exist"):
-        read_source(sql(f"sqlite:///{tmp_path}/nowhere.db", "select 1"))
+        read_source(sql(f"sqlite:///{tmp_path}/nowhere.db", "select 1 as label"))
     (tmp_path / "b.db").write_text("no database")
     with pytest.raises(SourceError, match=r"b.db: file is not a database"):
-        read_source(sql(f"sqlite:///{tmp_path}/b.db", "select 1 as label"))
+        read_source(sql(f"sqlite:///{tmp_path}/b.db", "select * from rows"))
     with pytest.raises(SourceError, match=r"data.target.*no column 'label'"):
         read_source(sql(url, "select x from rows"))
 

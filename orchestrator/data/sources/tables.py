@@ -88,10 +88,11 @@ def plan_tables(form: Format, files: Sequence[File], chunk_bytes: int, memo: Mem
     groups = group_files(files, chunk_bytes)
     cuts = _cut_large(form, groups, chunk_bytes, memo)
     hashes = _hash_files([file for file in files if not _is_hashed(cuts.get(file, []))], memo)
-    pieces, slices = [], []
+    pieces: list[Piece] = []
+    slices: list[Slice] = []
     for group in groups:
         parts = cuts.get(group[0], [])
-        cut = [(Slice(group[0], start, stop),) for start, stop, _ in parts] or [tuple(map(Slice, group))]
+        cut = [[Slice(group[0], start, stop)] for start, stop, _ in parts] or [list(map(Slice, group))]
         for index, chunk in enumerate(cut):
             told = [
                 f"{_content(part, parts[index] if parts else None, hashes)} {_partition_path(part.file)}"
