@@ -116,7 +116,8 @@ def _cut_large(
             return []
 
     large = [group[0] for group in groups if len(group) == 1 and group[0].size_bytes >= chunk_bytes]
-    found = memo.facts(large, f"|{form.name}|{form.cut_key}|{chunk_bytes}", cut)
+    # Cutting lines holds some chunks in memory: few files at once.
+    found = memo.facts(large, f"|{form.name}|{form.cut_key}|{chunk_bytes}", cut, threads=2)
     return {file: parts for file, parts in zip(large, found, strict=True) if len(parts) > 1}
 
 
