@@ -186,6 +186,25 @@ def test_hive_folders_become_columns(written: str, kind: str, name: str, tmp_pat
     assert fingerprint(section({"kind": kind, "path": str(tmp_path)})) != before
 
 
+@pytest.mark.parametrize(("written", "kind", "name"), FORMATS)
+def test_rows_tell_their_files(written: str, kind: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "year=2026").mkdir()
+    for folder, rows in (("", 2), ("year=2026/", 3)):
+        write(written, frame(rows), tmp_path / f"{folder}{name}")
+    expected = [name] * 2 + [f"year=2026/{name}"] * 3
+    for chunk_bytes in (2**26, 1):
+        for features in (["x"], None):
+            wanted = section({"kind": kind, "path": str(tmp_path)}, "label", features=features)
+            table = rows_of(open_source(wanted, chunk_bytes, paths=True))
+            assert table.column_names[-1] == "__path__"
+            assert table["__path__"].to_pylist() == expected
+            assert "__path__" not in open_source(wanted, chunk_bytes).schema.names
+    before = fingerprint(wanted), fingerprint(wanted, paths=True)
+    (tmp_path / name).rename(tmp_path / f"0{name}")
+    assert fingerprint(wanted) == before[0]
+    assert fingerprint(wanted, paths=True) != before[1]
+
+
 def test_pandas_reads_the_same_hive_folders(tmp_path: Path) -> None:
     data = frame(200)
     data.to_parquet(tmp_path / "set", partition_cols=["label"])

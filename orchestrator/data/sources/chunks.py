@@ -18,6 +18,9 @@ from orchestrator.errors import SourceError
 CHUNK_BYTES = 64 * 2**20
 """How much of a source, as it lies on disk, one chunk reads by default."""
 
+PATH_FIELD = pa.field("__path__", pa.dictionary(pa.int32(), pa.string()))
+"""The column that tells the file of each row, from the folder on that the source names; only where it is asked for."""
+
 
 @dataclass(frozen=True)
 class Unreadable:
@@ -89,14 +92,16 @@ class Plan:
     learn_schema: Callable[[Sequence[str] | None], tuple[pa.Schema, Sequence[str]]]
     """Takes the names of the columns to look at (None: all); gives these, and the names of all there are."""
 
-    def open(self, wanted: Sequence[str] | None) -> tuple[Source, Sequence[str]]:
+    def open(self, wanted: Sequence[str] | None, *, paths: bool = False) -> tuple[Source, Sequence[str]]:
         """The source with the wanted of its columns in the wanted order (None: all), and the names of all
-        columns that there are. Columns that are wanted and not there are left out.
+        columns that there are. Columns that are wanted and not there are left out. `paths` adds PATH_FIELD
+        behind them.
 
         Raises SourceError where nothing of it can be read.
         """
         schema, names = self.learn_schema(wanted)
         schema = choose(schema, wanted)
+        schema = schema.append(PATH_FIELD) if paths else schema
         return Source(schema, tuple(Chunk(p.name, p.fingerprint, schema, p.load) for p in self.pieces)), names
 
 
@@ -115,8 +120,8 @@ class WholePlan:
     def pieces(self) -> tuple[Piece, ...]:
         return (Piece(self.name, self.fingerprint, partial(_load_whole, self.read)),)
 
-    def open(self, wanted: Sequence[str] | None) -> tuple[Source, Sequence[str]]:
-        """As that of `Plan`. The chunk keeps the rows."""
+    def open(self, wanted: Sequence[str] | None, *, paths: bool = False) -> tuple[Source, Sequence[str]]:  # noqa: ARG002
+        """As that of `Plan`, but rows come from no files that could be told apart. The chunk keeps the rows."""
         table = self.table if self.table is not None else self.read()
         require_distinct(table.column_names, self.name)
         schema = choose(plain(table.schema), wanted)
@@ -229,6 +234,15 @@ def _nulls(table: pa.Table, kind: Any) -> pa.Array:
     if isinstance(kind, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(kind, pa.nulls(table.num_rows, kind.storage_type))
     return pa.nulls(table.num_rows, kind)
+
+
+def with_paths(table: pa.Table, paths: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """The table with the files of its rows behind its columns, where the schema has them: the path of each row, or
+    one of all."""
+    if PATH_FIELD.name not in schema.names:
+        return table
+    texts = pa.array(paths, pa.string()) if len(paths) != 1 else pa.repeat(paths[0], table.num_rows)
+    return table.append_column(PATH_FIELD, texts.dictionary_encode())
 
 
 def concat(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:

@@ -24,6 +24,7 @@ from orchestrator.data.sources.chunks import (
     conform,
     digest_lines,
     unreadable,
+    with_paths,
 )
 from orchestrator.data.sources.files import File, class_images
 from orchestrator.data.sources.grouping import group_files
@@ -82,7 +83,7 @@ def _load_images(images: Sequence[tuple[File, str]], schema: pa.Schema, faults: 
     table = pa.table(
         [pa.StructArray.from_arrays([encoded, paths], ["bytes", "path"]), labels], schema=_SCHEMA
     )
-    return conform(table, schema)
+    return conform(with_paths(table, [path for _, path, _ in good], schema), schema)
 
 
 _CIFAR = {

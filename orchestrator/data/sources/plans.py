@@ -47,8 +47,11 @@ def plan_source(
     chunk_bytes: int = CHUNK_BYTES,
     search_paths: Sequence[str] = (),
     memo: Path | None = None,
+    *,
+    paths: bool = False,
 ) -> Plan | WholePlan:
-    """What is to be read, with fingerprints. Of most sources nothing is read for it but the hashes of files.
+    """What is to be read, with fingerprints. Of most sources nothing is read for it but the hashes of files. With
+    `paths`, the names of files count as content.
 
     Raises SourceError where a path does not exist or holds no data.
     """
@@ -69,9 +72,9 @@ def plan_source(
         case MongodbSource():
             return plan_mongodb(source)
         case NumpySource():
-            return _plan_numpy(source, chunk_bytes, hashes)
+            return _plan_numpy(source, chunk_bytes, hashes, paths=paths)
     form = _format(source)
-    return plan_tables(form, find_files(source.path, form.suffixes), chunk_bytes, hashes)
+    return plan_tables(form, find_files(source.path, form.suffixes), chunk_bytes, hashes, paths=paths)
 
 
 def _format(source: ParquetSource | ArrowSource | CsvSource | JsonSource | TextSource) -> Format:
@@ -88,11 +91,11 @@ def _format(source: ParquetSource | ArrowSource | CsvSource | JsonSource | TextS
             return lines.text(source.rows)
 
 
-def _plan_numpy(source: NumpySource, chunk_bytes: int, memo: Memo) -> Plan | WholePlan:
+def _plan_numpy(source: NumpySource, chunk_bytes: int, memo: Memo, *, paths: bool) -> Plan | WholePlan:
     files = find_files(source.path, (".npz", ".npy"))
     single = [file for file in files if file.name.lower().endswith(".npy")]
     if not single:
-        return plan_tables(columnar.npz(), files, chunk_bytes, memo)
+        return plan_tables(columnar.npz(), files, chunk_bytes, memo, paths=paths)
     if len(single) < len(files):
         raise SourceError(
             "data.source.path: there are .npy and .npz files",

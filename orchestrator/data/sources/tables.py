@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.data.sources.chunks import (
+    PATH_FIELD,
     Faults,
     Piece,
     Plan,
@@ -29,6 +30,7 @@ from orchestrator.data.sources.chunks import (
     require_distinct,
     unify,
     unreadable,
+    with_paths,
 )
 from orchestrator.data.sources.files import File
 from orchestrator.data.sources.grouping import group_files
@@ -82,8 +84,11 @@ def no_cut(file: File, chunk_bytes: int) -> list[Part]:  # noqa: ARG001
     return []
 
 
-def plan_tables(form: Format, files: Sequence[File], chunk_bytes: int, memo: Memo) -> Plan:
-    """How files of a format are read: small ones in groups, large ones in slices."""
+def plan_tables(
+    form: Format, files: Sequence[File], chunk_bytes: int, memo: Memo, *, paths: bool = False
+) -> Plan:
+    """How files of a format are read: small ones in groups, large ones in slices. With `paths`, the names of files
+    count as content."""
     partitions = _partition_schema(files)
     groups = group_files(files, chunk_bytes)
     cuts = _cut_large(form, groups, chunk_bytes, memo)
@@ -95,7 +100,8 @@ def plan_tables(form: Format, files: Sequence[File], chunk_bytes: int, memo: Mem
         cut = [[Slice(group[0], start, stop)] for start, stop, _ in parts] or [list(map(Slice, group))]
         for index, chunk in enumerate(cut):
             told = [
-                f"{_content(part, parts[index] if parts else None, hashes)} {_partition_path(part.file)}"
+                f"{_content(part, parts[index] if parts else None, hashes)} "
+                f"{part.file.relative if paths else _partition_path(part.file)}"
                 for part in chunk
             ]
             load = partial(_load, form, chunk, partitions)
@@ -148,7 +154,8 @@ def _load(
         found: Faults = None if faults is None else []
         try:
             table = form.read(part, _own_columns(schema, part.file), found)
-            tables.append(conform(_with_partitions(table, part.file, partitions), schema))
+            table = _with_partitions(table, part.file, partitions)
+            tables.append(conform(with_paths(table, [part.file.relative], schema), schema))
         except _READ_ERRORS as error:
             found = [_fault(form, part, error)]
             if faults is None:
@@ -252,8 +259,8 @@ def _is_whole(text: str) -> bool:
 
 def _own_columns(schema: pa.Schema | None, file: File) -> pa.Schema | None:
     """The columns to read from a file, without those that its folders stand for; None for all of them."""
-    values = _partition_values(file)
-    own = [column for column in schema or () if column.name not in values]
+    others = {*_partition_values(file), PATH_FIELD.name}
+    own = [column for column in schema or () if column.name not in others]
     return pa.schema(own) if own else None
 
 
