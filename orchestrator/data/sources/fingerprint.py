@@ -28,7 +28,8 @@ def fingerprint(
     module that user code lives in with the user's modules it imports (what that code reads is not seen).
 
     `memo` is a file that remembers hashes by path, size and modification time, so that unchanged files are
-    not read again. With `paths`, names of files count too, for who reads `__path__`. Raises SourceError where a path does not exist or holds no data.
+    not read again. With `paths`, names of files count too, for those who read `__path__`. Raises SourceError
+    where a path does not exist or holds no data.
     """
     pieces = plan_source(section, search_paths=search_paths, memo=memo, paths=paths).pieces
     return digest_lines([section.source.kind, *(piece.fingerprint for piece in pieces)])
