@@ -26,7 +26,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "data": frozenset(
         {
             *("PIL", "filelock", "fsspec", "numpy", "pandas", "pyarrow", "sklearn", "tokenizers"),
-            *("torch", "torchvision", "adbc_driver_postgresql", "pymongo", "pymongoarrow"),
+            *("torch", "torchvision", "adbc_driver_postgresql", "pymongo"),
         },
     ),
     "models": frozenset({"safetensors", "torch", "torchvision"}),
@@ -50,7 +50,6 @@ ONE_FILE: dict[str, str | None] = {
     "fsspec": "data/sources/remote.py",
     "mlflow": "tracking/mlflow_sink.py",
     "pymongo": "data/sources/databases.py",
-    "pymongoarrow": "data/sources/databases.py",
     "pynvml": None,
 }
 """Packages that one file alone may import; None where any file of the layers that list it may be the one."""

@@ -1,18 +1,23 @@
-"""Databases: SQLite always; PostgreSQL against a real server where one is installed; MongoDB's faults."""
+"""Databases: SQLite always; PostgreSQL against a real server where one is installed; MongoDB's client against a
+stand-in."""
 
+import datetime
 import decimal
 import glob
-import importlib.util
 import os
 import pickle
 import shutil
 import socket
+import socketserver
 import sqlite3
+import struct
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
@@ -68,8 +73,8 @@ def test_the_fingerprint_of_sqlite_follows_file_and_query(database: Path) -> Non
 
 def test_faults_of_sqlite(database: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{database}"
-    with pytest.raises(SourceError, match=r"data.source.query.*no such table: nothing"):
-        read_source(sql(url, "select * from nothing"))
+    with pytest.raises(SourceError, match=r"data.source.query.*no such table: absent"):
+        read_source(sql(url, "select * from absent"))
     with pytest.raises(SourceError, match=r"readonly|gives no rows"):
         read_source(sql(url, "delete from rows"))
     with pytest.raises(SourceError, match="'x' holds values of several types"):
@@ -77,10 +82,10 @@ def test_faults_of_sqlite(database: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no rows"):
         read_source(sql(url, "select * from rows where label = 9"))
     with pytest.raises(SourceError, match=r"nowhere.db does not exist"):
-        read_source(sql(f"sqlite:///{tmp_path}/nowhere.db", "select 1"))
+        read_source(sql(f"sqlite:///{tmp_path}/nowhere.db", "select 1 as label"))
     (tmp_path / "b.db").write_text("no database")
     with pytest.raises(SourceError, match=r"b.db: file is not a database"):
-        read_source(sql(f"sqlite:///{tmp_path}/b.db", "select 1 as label"))
+        read_source(sql(f"sqlite:///{tmp_path}/b.db", "select * from rows"))
     with pytest.raises(SourceError, match=r"data.target.*no column 'label'"):
         read_source(sql(url, "select x from rows"))
 
@@ -116,12 +121,91 @@ def test_urls_of_other_databases(source: dict[str, Any], message: str) -> None:
         section(source)
 
 
-def test_mongodb_without_its_packages() -> None:
-    if importlib.util.find_spec("pymongoarrow"):
-        pytest.skip("pymongoarrow is installed")
-    source = {"kind": "mongodb", "url": "mongodb://host", "database": "d", "collection": "c"}
-    with pytest.raises(MissingPackage, match=r"ray-orchestrator\[mongodb\]"):
-        read_source(section(source))
+def test_drivers_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pymongo", "adbc_driver_postgresql", "adbc_driver_postgresql.dbapi"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for source, extra in ((MONGODB | {"url": "mongodb://host"}, "mongodb"), (POSTGRESQL, "sql")):
+        with pytest.raises(MissingPackage, match=rf"ray-orchestrator\[{extra}\]"):
+            read_source(section(source))
+
+
+MONGODB = {"kind": "mongodb", "database": "shop", "collection": "sales"}
+POSTGRESQL = {"kind": "sql", "url": "postgresql://me@host/db", "query": "select 1"}
+
+
+class MongoStandIn(socketserver.BaseRequestHandler):
+    """Answers as a MongoDB server that holds `documents`, as far as pymongo asks. It is no MongoDB: queries
+    are only noted."""
+
+    documents: ClassVar[list[dict[str, Any]]] = []
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def handle(self) -> None:
+        import bson
+
+        while head := self.request.recv(16, socket.MSG_WAITALL):
+            length, number, _, code = struct.unpack("<iiii", head)
+            body = self.request.recv(length - 16, socket.MSG_WAITALL)
+            if code == 2013:  # a message: flags, then a section of kind 0 with one document
+                size = struct.unpack_from("<i", body, 5)[0]
+                answer = b"\0" * 5 + bson.encode(self.answer(bson.decode(body[5 : 5 + size])))
+            else:  # the old way, by which the first hello is sent
+                code, answer = 1, struct.pack("<iqii", 8, 0, 0, 1) + bson.encode(self.answer({"hello": 1}))
+            self.request.sendall(struct.pack("<iiii", 16 + len(answer), 0, number, code) + answer)
+
+    def answer(self, command: dict[str, Any]) -> dict[str, Any]:
+        if "find" in command:
+            self.asked.append(command)
+            cursor = {"id": 0, "ns": "shop.sales", "firstBatch": self.documents}
+            return {"ok": 1, "cursor": cursor}
+        hello = {"isWritablePrimary": True, "minWireVersion": 0, "maxWireVersion": 21, "helloOk": True}
+        return {"ok": 1, "maxBsonObjectSize": 2**24, "maxMessageSizeBytes": 2**25, **hello}
+
+
+def test_mongodb_as_its_client_speaks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bson = pytest.importorskip("bson", reason="the extra 'mongodb' is not installed")
+    when = datetime.datetime(2026, 1, 1)
+    documents = [
+        {"x": 1, "label": "a", "at": when, "price": bson.decimal128.Decimal128("1.50")},
+        {"x": 2.5, "label": "b", "tags": ["t"], "ref": bson.ObjectId("0" * 24)},
+    ]
+    monkeypatch.setattr(MongoStandIn, "documents", documents)
+    monkeypatch.setattr(MongoStandIn, "asked", [])
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), MongoStandIn) as server:
+        server.daemon_threads = True
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        try:
+            url = f"mongodb://127.0.0.1:{server.server_address[1]}"
+            wanted = section({**MONGODB, "url": url, "filter": {"year": 2026}}, "label")
+            table = read_source(wanted)
+            first = fingerprint(wanted)
+            assert fingerprint(wanted) == first
+            documents[0]["x"] = 7
+            assert fingerprint(wanted) != first
+        finally:
+            server.shutdown()
+            serving.join()
+    assert table.to_pydict() == {
+        "x": [1.0, 2.5],
+        "label": ["a", "b"],
+        "at": [when, None],
+        "price": [1.5, None],
+        "tags": [None, ["t"]],
+        "ref": [None, "0" * 24],
+    }
+    asked = MongoStandIn.asked[0]
+    assert (asked["find"], asked["filter"], asked["$db"]) == ("sales", {"year": 2026}, "shop")
+    assert (asked["sort"], asked["projection"]) == ({"_id": 1}, {"_id": 0})
+
+
+def test_mongodb_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pymongo", reason="the extra 'mongodb' is not installed")
+    monkeypatch.setenv("DB_PASSWORD", "wr:ng/one")
+    url = "mongodb://me@127.0.0.1:1/?serverSelectionTimeoutMS=50"
+    with pytest.raises(SourceError, match=r"mongodb://me@127.0.0.1:1.*refused") as caught:
+        read_source(section({**MONGODB, "url": url, "password_env": "DB_PASSWORD"}))
+    assert "wr" not in str(caught.value).replace("wrong", "").replace("write", "")
 
 
 def binaries() -> Path | None:
@@ -246,7 +330,7 @@ def test_faults_of_postgresql(postgresql: str, monkeypatch: pytest.MonkeyPatch) 
     assert "wr:ng" not in str(caught.value)
     assert "wr%3Ang" not in str(caught.value)
     monkeypatch.setenv("DB_PASSWORD", PASSWORD)
-    with pytest.raises(SourceError, match='relation "nothing" does not exist'):
-        read_source(sql(url, "select * from nothing", password_env="DB_PASSWORD"))
+    with pytest.raises(SourceError, match='relation "absent" does not exist'):
+        read_source(sql(url, "select * from absent", password_env="DB_PASSWORD"))
     with pytest.raises(SourceError, match="names no user"):
         read_source(sql(f"postgresql://{postgresql}/postgres", "select 1", password_env="DB_PASSWORD"))

@@ -1,15 +1,21 @@
 """Files by path, folder, glob and URI, here and on storage that is reached through a URI."""
 
+import functools
+import http.server
 import os
+import threading
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.data.sources.files import Location, _matching, find_files
+from orchestrator.data.sources.fingerprint import fingerprint
 from orchestrator.data.sources.read import read_source
 from orchestrator.errors import SourceError
-from tests.unit.source_cases import section
+from tests.unit.source_cases import opened, rows_of, section
 
 NAMES = ("a.csv", "b.CSV", "c.txt.md", "d/e.csv", "d/f/g.csv", "d/.h.csv", "d/[i].csv", "_x/j.csv", "d1.csv")
 
@@ -63,9 +69,9 @@ GLOBS = [
 def test_globs_mean_the_same_on_remote_storage(folder: Path, pattern: str) -> None:
     """The rules of pathlib's glob are those here; remote storage has no glob of its own."""
     remote = Location("", str(folder), pattern, pafs.LocalFileSystem())
-    here = found(f"{folder}/{pattern}")
+    here = sorted(file.path for file in find_files(f"{folder}/{pattern}", ()))
     assert here
-    assert sorted(file.relative for file in _matching(remote)) == sorted(here)
+    assert sorted(file.path for file in _matching(remote)) == here
 
 
 def test_relative_paths_start_at_the_working_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +94,36 @@ def test_fsspec_serves_what_pyarrow_does_not_know(folder: Path) -> None:
             }
     finally:
         memory.rm("/sources", recursive=True)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_files_behind_http(tmp_path: Path) -> None:
+    table = pa.table({"x": list(range(1000)), "label": list(range(1000))})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+    (tmp_path / "a.csv").write_text("x,label\n1,2\n")
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            source = opened("parquet", f"{url}/a.parquet", 1000)
+            assert len(source.chunks) > 5
+            assert rows_of(source).equals(table)
+            csv = section({"kind": "csv", "path": f"{url}/a.csv"}, "label")
+            assert read_source(csv).to_pydict() == {"x": [1], "label": [2]}
+            first = fingerprint(csv)
+            (tmp_path / "a.csv").write_text("x,label\n1,3\n")
+            assert fingerprint(csv) != first
+            with pytest.raises(SourceError, match=r"b\.csv does not exist"):
+                opened("csv", f"{url}/b.csv")
+        finally:
+            server.shutdown()
+            serving.join()
 
 
 def test_storage_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:

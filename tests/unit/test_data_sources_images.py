@@ -40,6 +40,8 @@ def test_classes_may_lie_in_folders_of_parts(tmp_path: Path) -> None:
 def test_folders_that_are_called_like_parts_may_be_classes(tmp_path: Path) -> None:
     put(tmp_path, "train/1.jpg", "bus/2.jpg", "bus/.hidden.jpg")
     assert labels(tmp_path) == {"bus/2.jpg": "bus", "train/1.jpg": "train"}
+    source = open_source(section({"kind": "image_folder", "path": str(tmp_path)}, "label"), paths=True)
+    assert rows_of(source)["__path__"].to_pylist() == ["bus/2.jpg", "train/1.jpg"]
 
 
 def test_chunks_of_an_image_folder(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +17,9 @@ from orchestrator.errors import SourceError
 
 CHUNK_BYTES = 64 * 2**20
 """How much of a source, as it lies on disk, one chunk reads by default."""
+
+PATH_FIELD = pa.field("__path__", pa.dictionary(pa.int32(), pa.string()))
+"""The column that tells the file of each row, from the folder on that the source names; only where it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,11 @@ class Unreadable:
         return f"{self.place}: {self.reason}"
 
 
-Load = Callable[[pa.Schema | None, list[Unreadable] | None], pa.Table]
-"""Reads a chunk: the columns of a schema, in its types (None: all, in their own types). What cannot be read goes
-into the list, and is left out; without a list it raises SourceError. Picklable."""
+Faults = list[Unreadable] | None
+"""Where reading tells what it left out; None: it leaves out nothing, and raises SourceError instead."""
+
+Load = Callable[[pa.Schema, Faults], pa.Table]
+"""Reads a chunk: exactly the columns of a schema, in its types. Picklable."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Chunk:
     kept: pa.Table | None = field(default=None, repr=False, compare=False)
     """The rows, where they had to be read to learn the schema; never pickled."""
 
-    def read(self, faults: list[Unreadable] | None = None) -> pa.Table:
+    def read(self, faults: Faults = None) -> pa.Table:
         """The rows, in the source's schema.
 
         Raises SourceError that names the file and the reason where something cannot be read. With `faults`,
@@ -76,51 +82,56 @@ class Piece:
     name: str
     fingerprint: str
     load: Load = field(repr=False, compare=False)
-    table: pa.Table | None = field(default=None, repr=False, compare=False)
-    """The rows, where they had to be read for the fingerprint."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a source is read. `learn_schema` gives its columns; without it the one piece is read for them."""
+    """How a source is read in pieces."""
 
     pieces: tuple[Piece, ...]
-    learn_schema: Callable[[Sequence[str] | None], tuple[pa.Schema, Sequence[str]]] | None = None
+    learn_schema: Callable[[Sequence[str] | None], tuple[pa.Schema, Sequence[str]]]
     """Takes the names of the columns to look at (None: all); gives these, and the names of all there are."""
 
+    def open(self, wanted: Sequence[str] | None, *, paths: bool = False) -> tuple[Source, Sequence[str]]:
+        """The source with the wanted of its columns in the wanted order (None: all), and the names of all
+        columns that there are. Columns that are wanted and not there are left out. `paths` adds PATH_FIELD
+        behind them.
 
-def open_plan(plan: Plan, wanted: Sequence[str] | None) -> tuple[Source, Sequence[str]]:
-    """The source of a plan, with the wanted of its columns in the wanted order (None: all), and the names of all
-    columns that there are.
-
-    Columns that are wanted and not there are left out. Raises SourceError where nothing of it can be read.
-    """
-    if plan.learn_schema is not None:
-        schema, names = plan.learn_schema(wanted)
+        Raises SourceError where nothing of it can be read.
+        """
+        schema, names = self.learn_schema(wanted)
         schema = choose(schema, wanted)
-        chunks = tuple(Chunk(piece.name, piece.fingerprint, schema, piece.load) for piece in plan.pieces)
-        return Source(schema, chunks), names
-    (piece,) = plan.pieces
-    faults: list[Unreadable] = []
-    table = piece.table if piece.table is not None else piece.load(None, faults)
-    if faults and not table.num_columns:
-        raise unreadable(faults[0])
-    require_distinct(table.schema.names, piece.name)
-    schema = choose(plain(table.schema), wanted)
-    kept = None if faults else conform(table, schema)
-    return Source(
-        schema, (Chunk(piece.name, piece.fingerprint, schema, piece.load, kept),)
-    ), table.schema.names
+        schema = schema.append(PATH_FIELD) if paths else schema
+        return Source(schema, tuple(Chunk(p.name, p.fingerprint, schema, p.load) for p in self.pieces)), names
 
 
-def whole(
-    read: Callable[[], pa.Table],
-    schema: pa.Schema | None,
-    faults: list[Unreadable] | None,  # noqa: ARG001 - it is all or nothing
-) -> pa.Table:
-    """A `Load` of what is all or nothing, when it is bound to `read`."""
-    table = read()
-    return table if schema is None else conform(table, schema)
+@dataclass(frozen=True)
+class WholePlan:
+    """A source that is read at once, and must be read to learn its columns."""
+
+    name: str
+    fingerprint: str
+    read: Callable[[], pa.Table]
+    """Picklable."""
+    table: pa.Table | None = None
+    """The rows, where they had to be read for the fingerprint."""
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        return (Piece(self.name, self.fingerprint, partial(_load_whole, self.read)),)
+
+    def open(self, wanted: Sequence[str] | None, *, paths: bool = False) -> tuple[Source, Sequence[str]]:  # noqa: ARG002
+        """As that of `Plan`, but rows come from no files that could be told apart. The chunk keeps the rows."""
+        table = self.table if self.table is not None else self.read()
+        require_distinct(table.column_names, self.name)
+        schema = choose(plain(table.schema), wanted)
+        (piece,) = self.pieces
+        chunk = Chunk(piece.name, piece.fingerprint, schema, piece.load, conform(table, schema))
+        return Source(schema, (chunk,)), table.column_names
+
+
+def _load_whole(read: Callable[[], pa.Table], schema: pa.Schema, faults: Faults) -> pa.Table:  # noqa: ARG001
+    return conform(read(), schema)
 
 
 def unreadable(fault: Unreadable) -> SourceError:
@@ -225,8 +236,17 @@ def _nulls(table: pa.Table, kind: Any) -> pa.Array:
     return pa.nulls(table.num_rows, kind)
 
 
+def with_paths(table: pa.Table, paths: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """The table with the files of its rows behind its columns, where the schema has them: the path of each row, or
+    one of all."""
+    if PATH_FIELD.name not in schema.names:
+        return table
+    texts = pa.array(paths, pa.string()) if len(paths) != 1 else pa.repeat(paths[0], table.num_rows)
+    return table.append_column(PATH_FIELD, texts.dictionary_encode())
+
+
 def concat(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+    return pa.concat_tables(tables) if tables else pa.Table.from_batches([], schema)
 
 
 def digest_lines(lines: Iterable[str]) -> str:

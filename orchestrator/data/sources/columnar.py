@@ -12,12 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator.data.sources.chunks import Unreadable
+from orchestrator.data.sources.chunks import Faults
 from orchestrator.data.sources.files import File
 from orchestrator.data.sources.rows import to_table
 from orchestrator.data.sources.tables import Format, Part, Slice, no_cut
-
-_Faults = list[Unreadable] | None
 
 
 def parquet() -> Format:
@@ -59,10 +57,10 @@ def _parquet_schema(part: Slice) -> pa.Schema:
     import pyarrow.parquet as pq
 
     with part.file.open() as stream:
-        return _named_classes(pq.ParquetFile(stream).schema_arrow.empty_table()).schema
+        return _named_schema(pq.ParquetFile(stream).schema_arrow)
 
 
-def _read_parquet(part: Slice, schema: pa.Schema | None, faults: _Faults) -> pa.Table:  # noqa: ARG001
+def _read_parquet(part: Slice, schema: pa.Schema | None, faults: Faults) -> pa.Table:  # noqa: ARG001
     import pyarrow.parquet as pq
 
     with part.file.open() as stream:
@@ -73,17 +71,30 @@ def _read_parquet(part: Slice, schema: pa.Schema | None, faults: _Faults) -> pa.
         return _named_classes(reader.read_row_groups(list(groups), columns=columns))
 
 
-def _named_classes(table: pa.Table) -> pa.Table:
-    """Hugging Face stores class labels as integers, their names in the schema: make them strings."""
-    stored = (table.schema.metadata or {}).get(b"huggingface")
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Hugging Face stores class labels as integers, and their names in the schema: the names by column."""
+    stored = (schema.metadata or {}).get(b"huggingface")
     features = (json.loads(stored).get("info") or {}).get("features") or {} if stored else {}
-    for name, feature in features.items():
-        is_label = isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-        if not is_label or name not in table.column_names or not pa.types.is_integer(table[name].type):
-            continue
-        known = pc.and_(pc.greater_equal(table[name], 0), pc.less(table[name], len(feature["names"])))
+    return {
+        name: feature["names"]
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        if name in schema.names and pa.types.is_integer(schema.field(name).type)
+    }
+
+
+def _named_schema(schema: pa.Schema) -> pa.Schema:
+    """The schema of what `_named_classes` gives."""
+    names = _class_names(schema)
+    return pa.schema([(field.name, pa.string() if field.name in names else field.type) for field in schema])
+
+
+def _named_classes(table: pa.Table) -> pa.Table:
+    """The table with the names of classes in the place of their numbers."""
+    for name, classes in _class_names(table.schema).items():
+        known = pc.and_(pc.greater_equal(table[name], 0), pc.less(table[name], len(classes)))
         indices = pc.if_else(known, table[name], pa.scalar(None, table[name].type))  # -1 means: not labelled
-        labels = pc.take(pa.array(feature["names"], pa.string()), indices)
+        labels = pc.take(pa.array(classes, pa.string()), indices)
         table = table.set_column(table.column_names.index(name), name, labels)
     return table.replace_schema_metadata(None)
 
@@ -118,10 +129,10 @@ def _cut_arrow(file: File, chunk_bytes: int) -> list[Part]:
 
 
 def _arrow_schema(part: Slice) -> pa.Schema:
-    return _named_classes(_open_arrow(part.file).schema.empty_table()).schema
+    return _named_schema(_open_arrow(part.file).schema)
 
 
-def _read_arrow(part: Slice, schema: pa.Schema | None, faults: _Faults) -> pa.Table:  # noqa: ARG001
+def _read_arrow(part: Slice, schema: pa.Schema | None, faults: Faults) -> pa.Table:  # noqa: ARG001
     reader = _open_arrow(part.file)
     if part.stop is None:
         table = reader.read_all()
@@ -159,7 +170,7 @@ def _npz_schema(part: Slice) -> pa.Schema:
     return _read_npz(part, None, None).schema
 
 
-def _read_npz(part: Slice, schema: pa.Schema | None, faults: _Faults) -> pa.Table:  # noqa: ARG001
+def _read_npz(part: Slice, schema: pa.Schema | None, faults: Faults) -> pa.Table:  # noqa: ARG001
     try:
         with np.load(io.BytesIO(part.file.read_bytes()), allow_pickle=False) as arrays:
             return array_table({name: arrays[name] for name in arrays.files})

@@ -66,7 +66,7 @@ def csv_header(stream: Any) -> bytes:
     """The first record of a CSV file that is not blank, its line feed included."""
     data, begin = b"", 0
     while True:
-        more = stream.read(_BLOCK_BYTES)
+        more = bytes(stream.read(_BLOCK_BYTES))
         data += more
         while end := _record_end(data[begin:], 1):
             if data[begin : begin + end].strip(b"\r\n"):

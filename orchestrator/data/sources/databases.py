@@ -1,8 +1,8 @@
-"""Rows of databases: SQLite by the standard library, PostgreSQL by ADBC, MongoDB by pymongoarrow.
+"""Rows of databases: SQLite by the standard library, PostgreSQL by ADBC, MongoDB by pymongo.
 
 Passwords come from an environment variable when a connection is opened; they are in no fingerprint and no
-pickle, and errors are cleared of them. Imports: pyarrow; adbc_driver_postgresql, pymongo and pymongoarrow where
-they are needed.
+pickle, and errors are cleared of them. Imports: pyarrow; adbc_driver_postgresql and pymongo where they are
+needed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.data.sources.chunks import Plan
+from orchestrator.data.sources.chunks import WholePlan, digest_lines
 from orchestrator.data.sources.files import File
-from orchestrator.data.sources.made import one_piece
 from orchestrator.data.sources.memo import Memo
 from orchestrator.errors import SourceError
 from orchestrator.imports import import_optional
@@ -30,7 +29,7 @@ from orchestrator.spec.data import MongodbSource, SqlSource
 _FETCH_ROWS = 50_000
 
 
-def plan_sql(source: SqlSource, memo: Memo) -> Plan:
+def plan_sql(source: SqlSource, memo: Memo) -> WholePlan:
     """Fingerprint: of SQLite the query and the content of the file; of PostgreSQL the rows themselves, which are
     read for it."""
     if source.url.startswith("sqlite"):
@@ -41,23 +40,25 @@ def plan_sql(source: SqlSource, memo: Memo) -> Plan:
             )
         log = file.with_name(f"{file.name}-wal")  # what was written last may be there only
         lines = [source.query, *memo.hashes([_as_file(path) for path in (file, log) if path.is_file()])]
-        return one_piece(
-            f"{source.url}: {_short(source.query)}", lines, partial(_read_sqlite, source.query, file)
+        return WholePlan(
+            f"{source.url}: {_short(source.query)}",
+            digest_lines(lines),
+            partial(_read_sqlite, source.query, file),
         )
     table = _read_postgresql(source)
-    return one_piece(
+    return WholePlan(
         f"{source.url}: {_short(source.query)}",
-        [_hash_rows(table)],
+        _hash_rows(table),
         partial(_read_postgresql, source),
-        table=table,
+        table,
     )
 
 
-def plan_mongodb(source: MongodbSource) -> Plan:
+def plan_mongodb(source: MongodbSource) -> WholePlan:
     """Fingerprint: the documents themselves, which are read for it."""
     table = _read_mongodb(source)
     name = f"{source.url}: {source.database}.{source.collection}"
-    return one_piece(name, [_hash_rows(table)], partial(_read_mongodb, source), table=table)
+    return WholePlan(name, _hash_rows(table), partial(_read_mongodb, source), table)
 
 
 def _as_file(path: Path) -> File:
@@ -120,13 +121,13 @@ def _column_batches(cursor: sqlite3.Cursor, columns: int) -> Iterator[list[tuple
 
 
 def _column(name: str, values: Sequence[Any]) -> pa.Array:
-    """SQLite gives each value its own type."""
+    """Here each value has a type of its own."""
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError) as error:
         raise SourceError(
-            f"data.source.query: column '{name}' holds values of several types: {error}",
-            f"give it one: CAST({name} AS REAL) AS {name}",
+            f"data.source: column '{name}' holds values of several types: {error}",
+            "give them one type, in SQL by CAST(… AS REAL), or leave the column out",
         ) from error
 
 
@@ -157,20 +158,33 @@ def _known(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _read_mongodb(source: MongodbSource) -> pa.Table:
-    purpose = "data.source.kind mongodb"
-    api = import_optional("pymongoarrow.api", extra="mongodb", purpose=purpose)
-    pymongo = import_optional("pymongo", extra="mongodb", purpose=purpose)
+    pymongo = import_optional("pymongo", extra="mongodb", purpose="data.source.kind mongodb")
     url, password = _with_password(source.url, source.password_env)
     try:
         with pymongo.MongoClient(url) as client:
-            collection = client[source.database][source.collection]
-            table = api.find_arrow_all(collection, source.filter, projection={"_id": 0}, sort=[("_id", 1)])
-    except pymongo.errors.PyMongoError as error:
+            found = client[source.database][source.collection].find(
+                source.filter, {"_id": 0}, sort=[("_id", 1)]
+            )
+            documents = list(found)
+    except (pymongo.errors.PyMongoError, ValueError) as error:
         raise SourceError(
             f"data.source: {source.url}: {_cleared(str(error), password)}",
             "correct the address, the filter or the password (data.source.password_env names its variable)",
         ) from None  # what caused it may hold the password
-    return table
+    names = dict.fromkeys(name for document in documents for name in document)
+    columns = {name: [_plain(document.get(name)) for document in documents] for name in names}
+    return pa.table({name: _column(name, values) for name, values in columns.items()})
+
+
+def _plain(value: Any) -> Any:
+    """A value without types that only MongoDB knows: decimals become float, ids and the like text."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if not type(value).__module__.startswith("bson") or isinstance(value, int | str | bytes):
+        return value
+    return float(value.to_decimal()) if hasattr(value, "to_decimal") else str(value)
 
 
 def _with_password(url: str, variable: str | None) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class File:
     size_bytes: int
     mtime_ns: int
     """0 where the filesystem does not tell."""
-    filesystem: Any = None
+    filesystem: Any = field(default=None, compare=False)
     """A pyarrow filesystem; None for this machine's own."""
 
     def __str__(self) -> str:
@@ -275,13 +275,13 @@ def _glob_regex(pattern: str) -> str:
     parts = []
     for part in pattern.split("/"):
         if part == "**":
-            parts.append(r"(?:[^/]+/)*")
+            parts.append(r"(?:(?!\.)[^/]+/)*")
             continue
         part = re.escape(part).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
         part = re.sub(r"\\\[(!?)(.+?)\\\]", _character_set, part)
         parts.append((r"(?!\.)" if part.startswith("[") else "") + part + "/")
     text = "".join(parts)
-    return text + "[^/]+" if pattern.endswith("**") else text.removesuffix("/")
+    return text + r"(?!\.)[^/]+" if pattern.endswith("**") else text.removesuffix("/")
 
 
 def _character_set(match: re.Match[str]) -> str:

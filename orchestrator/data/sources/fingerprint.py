@@ -16,13 +16,20 @@ from orchestrator.spec.data import DataSection
 __all__ = ["cache_root", "fingerprint", "hash_file", "memo_file"]
 
 
-def fingerprint(section: DataSection, search_paths: Sequence[str] = (), memo: Path | None = None) -> str:
+def fingerprint(
+    section: DataSection,
+    search_paths: Sequence[str] = (),
+    memo: Path | None = None,
+    *,
+    paths: bool = False,
+) -> str:
     """SHA-256 (hex) of what the source holds, made of the fingerprints of its chunks: file contents (of remote files
     ETag and size, or size and time), the library's version for data it ships, the rows that a database gives, or the
     module that user code lives in with the user's modules it imports (what that code reads is not seen).
 
     `memo` is a file that remembers hashes by path, size and modification time, so that unchanged files are
-    not read again. Raises SourceError where a path does not exist or holds no data.
+    not read again. With `paths`, names of files count too, for those who read `__path__`. Raises SourceError
+    where a path does not exist or holds no data.
     """
-    pieces = plan_source(section, search_paths=search_paths, memo=memo).pieces
+    pieces = plan_source(section, search_paths=search_paths, memo=memo, paths=paths).pieces
     return digest_lines([section.source.kind, *(piece.fingerprint for piece in pieces)])

@@ -15,17 +15,19 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.data.sources.chunks import (
+    Faults,
     Piece,
     Plan,
     Unreadable,
+    WholePlan,
     concat,
     conform,
     digest_lines,
     unreadable,
+    with_paths,
 )
 from orchestrator.data.sources.files import File, class_images
 from orchestrator.data.sources.grouping import group_files
-from orchestrator.data.sources.made import one_piece
 from orchestrator.data.sources.memo import Memo
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import ImageFolderSource, TorchvisionSource
@@ -56,9 +58,7 @@ def plan_image_folder(source: ImageFolderSource, chunk_bytes: int, memo: Memo) -
     return Plan(tuple(pieces), lambda wanted: (_SCHEMA, _SCHEMA.names))  # noqa: ARG005
 
 
-def _load_images(
-    images: Sequence[tuple[File, str]], schema: pa.Schema | None, faults: list[Unreadable] | None
-) -> pa.Table:
+def _load_images(images: Sequence[tuple[File, str]], schema: pa.Schema, faults: Faults) -> pa.Table:
     def read(file: File) -> bytes | Unreadable:
         try:
             return file.read_bytes()
@@ -83,7 +83,7 @@ def _load_images(
     table = pa.table(
         [pa.StructArray.from_arrays([encoded, paths], ["bytes", "path"]), labels], schema=_SCHEMA
     )
-    return table if schema is None else conform(table, schema)
+    return conform(with_paths(table, [path for _, path, _ in good], schema), schema)
 
 
 _CIFAR = {
@@ -98,7 +98,7 @@ _WITH_NAMES = ("FashionMNIST", "CIFAR10", "CIFAR100")
 """Data sets whose classes have telling names; labels of the others are numbers."""
 
 
-def plan_torchvision(source: TorchvisionSource, memo: Memo) -> Plan:
+def plan_torchvision(source: TorchvisionSource, memo: Memo) -> WholePlan:
     """Fingerprint: the content of the original files."""
     root = Path(source.path).expanduser().absolute()
     files = [root / name for name in _original_files(source)]
@@ -115,7 +115,9 @@ def plan_torchvision(source: TorchvisionSource, memo: Memo) -> Plan:
     stats = [(file, file.stat()) for file in files]
     found = [File(str(file), file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     lines = [f"{source.name} {source.part}", *memo.hashes(found)]
-    return one_piece(f"{source.name} in {root}", lines, partial(_read_torchvision, source, root))
+    return WholePlan(
+        f"{source.name} in {root}", digest_lines(lines), partial(_read_torchvision, source, root)
+    )
 
 
 def _parts(source: TorchvisionSource) -> list[str]:

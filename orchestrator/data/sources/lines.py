@@ -8,12 +8,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from orchestrator.data.sources.chunks import Unreadable
+from orchestrator.data.sources.chunks import Faults, Unreadable
 from orchestrator.data.sources.cutting import csv_header, cut_csv, cut_lines
 from orchestrator.data.sources.files import File, with_compressed
 from orchestrator.data.sources.tables import Format, Part, Slice, no_cut
-
-_Faults = list[Unreadable] | None
 
 
 def csv(delimiter: str) -> Format:
@@ -43,7 +41,7 @@ def _cut_csv(delimiter: str, file: File, chunk_bytes: int) -> list[Part]:
         return cut_csv(stream, chunk_bytes, delimiter)
 
 
-def _read_csv(delimiter: str, part: Slice, schema: pa.Schema | None, faults: _Faults) -> pa.Table:
+def _read_csv(delimiter: str, part: Slice, schema: pa.Schema | None, faults: Faults) -> pa.Table:
     import pyarrow.csv as pcsv
 
     data = _content(part)
@@ -115,7 +113,7 @@ def _cut_lines(file: File, chunk_bytes: int) -> list[Part]:
         return cut_lines(stream, chunk_bytes)
 
 
-def _read_json(part: Slice, schema: pa.Schema | None, faults: _Faults) -> pa.Table:
+def _read_json(part: Slice, schema: pa.Schema | None, faults: Faults) -> pa.Table:
     data = _content(part).removeprefix(b"\xef\xbb\xbf")
     if data.lstrip()[:1] == b"[":
         raise ValueError("it holds an array, and must hold one object per line")
@@ -173,7 +171,7 @@ def _text_schema(part: Slice) -> pa.Schema:  # noqa: ARG001
     return pa.schema([("text", pa.large_string())])
 
 
-def _read_text(rows: str, part: Slice, schema: pa.Schema | None, faults: _Faults) -> pa.Table:  # noqa: ARG001
+def _read_text(rows: str, part: Slice, schema: pa.Schema | None, faults: Faults) -> pa.Table:  # noqa: ARG001
     content = _content(part).decode("utf-8" if part.start else "utf-8-sig")
     content = content.replace("\r\n", "\n").replace("\r", "\n")
     values = content.removesuffix("\n").split("\n") if rows == "line" else [content]

@@ -6,14 +6,13 @@ Imports: numpy, pyarrow; scikit-learn where it is needed.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.data.sources.chunks import Piece, Plan, digest_lines, whole
+from orchestrator.data.sources.chunks import WholePlan, digest_lines
 from orchestrator.data.sources.rows import to_table
 from orchestrator.errors import SourceError, UserCodeError
 from orchestrator.imports import load_object
@@ -21,26 +20,23 @@ from orchestrator.spec.data import LinearSource, PythonSource, SklearnSource
 from orchestrator.user_code import hash_modules
 
 
-def plan_sklearn(source: SklearnSource) -> Plan:
+def plan_sklearn(source: SklearnSource) -> WholePlan:
     """Fingerprint: the name, and the version of the library that ships the data."""
     lines = [source.name, importlib.metadata.version("scikit-learn")]
-    return one_piece(f"scikit-learn's {source.name}", lines, partial(_read_sklearn, source))
+    return WholePlan(f"scikit-learn's {source.name}", digest_lines(lines), partial(_read_sklearn, source))
 
 
-def plan_linear(source: LinearSource) -> Plan:
-    return one_piece("generated rows", [source.model_dump_json()], partial(_read_linear, source))
+def plan_linear(source: LinearSource) -> WholePlan:
+    return WholePlan(
+        "generated rows", digest_lines([source.model_dump_json()]), partial(_read_linear, source)
+    )
 
 
-def plan_python(source: PythonSource, search_paths: Sequence[str]) -> Plan:
+def plan_python(source: PythonSource, search_paths: Sequence[str]) -> WholePlan:
     """Fingerprint: the module of the function with the user's modules that it imports, and its arguments. What the
     function reads is not seen."""
     lines = [source.model_dump_json(), hash_modules([source.function.partition(":")[0]], search_paths)]
-    return one_piece(source.function, lines, partial(_read_python, source))
-
-
-def one_piece(name: str, content: Sequence[str], read: Callable[[], pa.Table], **more: Any) -> Plan:
-    """A source that is read at once; `content` tells what it holds."""
-    return Plan((Piece(name, digest_lines(content), partial(whole, read), **more),))
+    return WholePlan(source.function, digest_lines(lines), partial(_read_python, source))
 
 
 def _read_sklearn(source: SklearnSource) -> pa.Table:

@@ -36,7 +36,9 @@ class Memo:
         """A hash (hex) of the content of each file, in order. Raises OSError."""
         return self.facts(files, "", content_hash)
 
-    def facts(self, files: Sequence[File], about: str, learn: Callable[[File], Any]) -> list[Any]:
+    def facts(
+        self, files: Sequence[File], about: str, learn: Callable[[File], Any], threads: int = _THREADS
+    ) -> list[Any]:
         """What `learn` finds out about each file (values that JSON can hold), in order; `about` tells it from
         what else is remembered of the file."""
 
@@ -47,7 +49,7 @@ class Memo:
             return learn(file)
 
         if len(files) > 1:
-            with ThreadPoolExecutor(_THREADS) as pool:
+            with ThreadPoolExecutor(threads) as pool:
                 found = list(pool.map(fact, files))
         else:
             found = [fact(file) for file in files]

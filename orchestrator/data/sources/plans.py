@@ -9,11 +9,18 @@ from pathlib import Path
 import pyarrow as pa
 
 from orchestrator.data.sources import columnar, lines
-from orchestrator.data.sources.chunks import CHUNK_BYTES, Plan, Unreadable, unreadable
+from orchestrator.data.sources.chunks import (
+    CHUNK_BYTES,
+    Plan,
+    Unreadable,
+    WholePlan,
+    digest_lines,
+    unreadable,
+)
 from orchestrator.data.sources.databases import plan_mongodb, plan_sql
 from orchestrator.data.sources.files import File, find_files
 from orchestrator.data.sources.images import plan_image_folder, plan_torchvision
-from orchestrator.data.sources.made import one_piece, plan_linear, plan_python, plan_sklearn
+from orchestrator.data.sources.made import plan_linear, plan_python, plan_sklearn
 from orchestrator.data.sources.memo import Memo
 from orchestrator.data.sources.tables import Format, plan_tables
 from orchestrator.errors import SourceError
@@ -40,8 +47,11 @@ def plan_source(
     chunk_bytes: int = CHUNK_BYTES,
     search_paths: Sequence[str] = (),
     memo: Path | None = None,
-) -> Plan:
-    """What is to be read, with fingerprints. Of most sources nothing is read for it but the hashes of files.
+    *,
+    paths: bool = False,
+) -> Plan | WholePlan:
+    """What is to be read, with fingerprints. Of most sources nothing is read for it but the hashes of files. With
+    `paths`, the names of files count as content.
 
     Raises SourceError where a path does not exist or holds no data.
     """
@@ -62,9 +72,9 @@ def plan_source(
         case MongodbSource():
             return plan_mongodb(source)
         case NumpySource():
-            return _plan_numpy(source, chunk_bytes, hashes)
+            return _plan_numpy(source, chunk_bytes, hashes, paths=paths)
     form = _format(source)
-    return plan_tables(form, find_files(source.path, form.suffixes), chunk_bytes, hashes)
+    return plan_tables(form, find_files(source.path, form.suffixes), chunk_bytes, hashes, paths=paths)
 
 
 def _format(source: ParquetSource | ArrowSource | CsvSource | JsonSource | TextSource) -> Format:
@@ -81,18 +91,20 @@ def _format(source: ParquetSource | ArrowSource | CsvSource | JsonSource | TextS
             return lines.text(source.rows)
 
 
-def _plan_numpy(source: NumpySource, chunk_bytes: int, memo: Memo) -> Plan:
+def _plan_numpy(source: NumpySource, chunk_bytes: int, memo: Memo, *, paths: bool) -> Plan | WholePlan:
     files = find_files(source.path, (".npz", ".npy"))
     single = [file for file in files if file.name.lower().endswith(".npy")]
     if not single:
-        return plan_tables(columnar.npz(), files, chunk_bytes, memo)
+        return plan_tables(columnar.npz(), files, chunk_bytes, memo, paths=paths)
     if len(single) < len(files):
         raise SourceError(
             "data.source.path: there are .npy and .npz files",
             "name one sort of them by a glob, as in data/*.npz",
         )
     lines_ = [f"{file.name} {digest}" for file, digest in zip(files, memo.hashes(files), strict=True)]
-    return one_piece(f"{files[0]} and its like ({len(files)} arrays)", lines_, partial(_read_arrays, files))
+    return WholePlan(
+        f"{files[0]} and its like ({len(files)} arrays)", digest_lines(lines_), partial(_read_arrays, files)
+    )
 
 
 def _read_arrays(files: Sequence[File]) -> pa.Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from orchestrator.data.columns import require_columns
-from orchestrator.data.sources.chunks import CHUNK_BYTES, Chunk, Source, Unreadable, concat, open_plan
+from orchestrator.data.sources.chunks import CHUNK_BYTES, Chunk, Source, Unreadable, concat
 from orchestrator.data.sources.plans import plan_source
 from orchestrator.data.sources.rows import to_table
 from orchestrator.errors import SourceError
@@ -33,18 +33,22 @@ def open_source(
     *,
     search_paths: Sequence[str] = (),
     memo: Path | None = None,
+    paths: bool = False,
 ) -> Source:
     """The columns that the section names, all where it names none, and the chunks to read, in the order of the source.
 
     Chunks read about `chunk_bytes` of files, as these lie on disk: groups of small files; row groups, record batches
     or ranges of lines of large ones; other sources are one chunk. Types of CSV and JSON lines are inferred from all
-    of their content, which is read once for it. `search_paths` and `memo` as in `fingerprint`.
+    of their content, which is read once for it. `search_paths` and `memo` as in `fingerprint`. `paths` adds the column
+    `__path__` (dictionary-encoded strings), the file of each row; sources that are read at once have none.
 
     Raises SourceError where the source cannot be read or lacks a named column, and UserCodeError where the user's
     own function raises.
     """
     wanted = wanted_columns(section)
-    source, names = open_plan(plan_source(section, chunk_bytes, search_paths, memo), wanted)
+    source, names = plan_source(section, chunk_bytes, search_paths, memo, paths=paths).open(
+        wanted, paths=paths
+    )
     if section.target:
         require_columns(names, [section.target], "data.target")
     require_columns(names, section.features or [], "data.features")

@@ -51,6 +51,6 @@ def _open_fsspec(uri: str) -> tuple[Any, str]:
 def _refused(uri: str, error: Exception) -> SourceError:
     scheme = uri.partition("://")[0]
     return SourceError(
-        f"data.source.path: '{uri}' cannot be opened: {error}",
+        f"data.source.path: '{uri}' cannot be opened: {str(error).splitlines()[0]}",
         _MENDS.get(scheme, "write a path, or a URI of s3://, gs://, abfs://, hdfs://, https:// or file://"),
     )

@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.data.sources.chunks import (
+    PATH_FIELD,
+    Faults,
     Piece,
     Plan,
     Unreadable,
@@ -28,6 +30,7 @@ from orchestrator.data.sources.chunks import (
     require_distinct,
     unify,
     unreadable,
+    with_paths,
 )
 from orchestrator.data.sources.files import File
 from orchestrator.data.sources.grouping import group_files
@@ -70,7 +73,7 @@ class Format:
     cut: Callable[[File, int], list[Part]]
     """A large file in slices of about so many bytes; nothing where it cannot be cut."""
     schema: Callable[[Slice], pa.Schema]
-    read: Callable[[Slice, pa.Schema | None, list[Unreadable] | None], pa.Table]
+    read: Callable[[Slice, pa.Schema | None, Faults], pa.Table]
     """The columns of the schema that the file has, preferably in its types; all of them for None."""
     is_typed: bool
     """Files tell their own types. Else they are inferred from the content, and all of it must be read for that."""
@@ -81,26 +84,29 @@ def no_cut(file: File, chunk_bytes: int) -> list[Part]:  # noqa: ARG001
     return []
 
 
-def plan_tables(form: Format, files: Sequence[File], chunk_bytes: int, memo: Memo) -> Plan:
-    """How files of a format are read: small ones in groups, large ones in slices."""
+def plan_tables(
+    form: Format, files: Sequence[File], chunk_bytes: int, memo: Memo, *, paths: bool = False
+) -> Plan:
+    """How files of a format are read: small ones in groups, large ones in slices. With `paths`, the names of files
+    count as content."""
     partitions = _partition_schema(files)
     groups = group_files(files, chunk_bytes)
     cuts = _cut_large(form, groups, chunk_bytes, memo)
     hashes = _hash_files([file for file in files if not _is_hashed(cuts.get(file, []))], memo)
-    pieces, slices = [], []
+    pieces: list[Piece] = []
+    slices: list[Slice] = []
     for group in groups:
         parts = cuts.get(group[0], [])
-        cut = [(Slice(group[0], start, stop),) for start, stop, _ in parts] or [tuple(map(Slice, group))]
+        cut = [[Slice(group[0], start, stop)] for start, stop, _ in parts] or [list(map(Slice, group))]
         for index, chunk in enumerate(cut):
             told = [
-                f"{_content(part, parts[index] if parts else None, hashes)} {_partition_path(part.file)}"
+                f"{_content(part, parts[index] if parts else None, hashes)} "
+                f"{part.file.relative if paths else _partition_path(part.file)}"
                 for part in chunk
             ]
             load = partial(_load, form, chunk, partitions)
             pieces.append(Piece(_name(form, chunk), digest_lines(told), load))
             slices += chunk
-    if len(pieces) == 1 and not form.is_typed:
-        return Plan(tuple(pieces))
     return Plan(tuple(pieces), partial(_learn_schema, form, slices, partitions))
 
 
@@ -116,7 +122,8 @@ def _cut_large(
             return []
 
     large = [group[0] for group in groups if len(group) == 1 and group[0].size_bytes >= chunk_bytes]
-    found = memo.facts(large, f"|{form.name}|{form.cut_key}|{chunk_bytes}", cut)
+    # Cutting lines holds some chunks in memory: few files at once.
+    found = memo.facts(large, f"|{form.name}|{form.cut_key}|{chunk_bytes}", cut, threads=2)
     return {file: parts for file, parts in zip(large, found, strict=True) if len(parts) > 1}
 
 
@@ -140,30 +147,22 @@ def _hash_files(files: Sequence[File], memo: Memo) -> dict[File, str]:
 
 
 def _load(
-    form: Format,
-    slices: Sequence[Slice],
-    partitions: pa.Schema,
-    schema: pa.Schema | None,
-    faults: list[Unreadable] | None,
+    form: Format, slices: Sequence[Slice], partitions: pa.Schema, schema: pa.Schema, faults: Faults
 ) -> pa.Table:
     tables = []
     for part in slices:
-        found: list[Unreadable] | None = None if faults is None else []
+        found: Faults = None if faults is None else []
         try:
-            table = _with_partitions(
-                form.read(part, _own_columns(schema, part.file), found), part.file, partitions
-            )
-            tables.append((part, table if schema is None else conform(table, schema)))
+            table = form.read(part, _own_columns(schema, part.file), found)
+            table = _with_partitions(table, part.file, partitions)
+            tables.append(conform(with_paths(table, [part.file.relative], schema), schema))
         except _READ_ERRORS as error:
             found = [_fault(form, part, error)]
             if faults is None:
                 raise unreadable(found[0]) from error
         if faults is not None:
             faults += found or []
-    if schema is None:
-        schema = unify((str(part), plain(table.schema)) for part, table in tables)
-        tables = [(part, conform(table, schema)) for part, table in tables]
-    return concat([table for _, table in tables], schema)
+    return concat(tables, schema)
 
 
 def _fault(form: Format, part: Slice, error: Exception) -> Unreadable:
@@ -173,14 +172,14 @@ def _fault(form: Format, part: Slice, error: Exception) -> Unreadable:
 def _learn_schema(
     form: Format, slices: Sequence[Slice], partitions: pa.Schema, wanted: Sequence[str] | None
 ) -> tuple[pa.Schema, list[str]]:
-    """The wanted columns of all files, and the names of all columns. Files that cannot be read are left out, as long as there are others: reading
-    them raises."""
+    """The wanted columns of all files, and the names of all columns. Files that cannot be read are left out, as
+    long as there are others: reading them raises."""
     if form.is_typed:
         slices = list({part.file.path: Slice(part.file) for part in slices}.values())
 
     def look(part: Slice) -> pa.Schema | Unreadable:
         try:
-            return _with_partitions(form.schema(part).empty_table(), part.file, partitions).schema
+            return _with_partition_fields(form.schema(part), part.file, partitions)
         except _READ_ERRORS as error:
             return _fault(form, part, error)
 
@@ -260,8 +259,8 @@ def _is_whole(text: str) -> bool:
 
 def _own_columns(schema: pa.Schema | None, file: File) -> pa.Schema | None:
     """The columns to read from a file, without those that its folders stand for; None for all of them."""
-    values = _partition_values(file)
-    own = [column for column in schema or () if column.name not in values]
+    others = {*_partition_values(file), PATH_FIELD.name}
+    own = [column for column in schema or () if column.name not in others]
     return pa.schema(own) if own else None
 
 
@@ -274,3 +273,11 @@ def _with_partitions(table: pa.Table, file: File, partitions: pa.Schema) -> pa.T
             table = table.drop_columns(name)
         table = table.append_column(column, pa.repeat(scalar, table.num_rows))
     return table
+
+
+def _with_partition_fields(schema: pa.Schema, file: File, partitions: pa.Schema) -> pa.Schema:
+    """The schema of what `_with_partitions` gives."""
+    names = _partition_values(file)
+    return pa.schema(
+        [*(column for column in schema if column.name not in names), *map(partitions.field, names)]
+    )
