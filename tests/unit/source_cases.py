@@ -9,6 +9,10 @@ from orchestrator.data.sources.read import Source, open_source
 from orchestrator.spec.data import DataSection
 
 
+BY_FILES = {"kind": "given", "files": {"train": ["**"]}}
+"""A split for which rows must tell their files."""
+
+
 def section(source: dict[str, Any], target: str | None = None, **more: Any) -> DataSection:
     """A section that is valid without a target."""
     more |= {"text": {}} if target is None else {}

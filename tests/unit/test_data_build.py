@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing.build import QUALITY, QUALITY_PAGE
 from orchestrator.data.preparing.mapper import Mapper
 from orchestrator.data.preparing.prepare import prepare
+from orchestrator.data.quality.report import QualityReport
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
@@ -159,3 +161,24 @@ def test_a_build_that_fails_leaves_nothing(file: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="age"):
         prepare(faulty, task="auto", seed=0, storage=Folder.at(tmp_path))
     assert not [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()]
+
+
+def test_files_decide_the_parts(tmp_path: Path) -> None:
+    for part, seed in (("train", 0), ("test", 1)):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        pq.write_table(table(seed).slice(0, 300), tmp_path / "set" / part / "rows.parquet")
+    given = section(
+        tmp_path / "set", 2**20, split={"kind": "given", "files": {"train": ["train"], "test": ["test"]}}
+    )
+    prepared = prepare(given, task="auto", seed=0, storage=Folder.at(tmp_path))
+    assert dict(prepared.manifest.rows) == {"train": 300, "val": 0, "test": 300}
+    assert sorted(prepared.part("test").source_rows()) == list(range(300))  # `test` comes before `train`
+
+
+def test_the_quality_report_is_kept_beside_the_shards(file: Path, tmp_path: Path) -> None:
+    whole, cut = both(file, tmp_path)
+    one, other = (QualityReport.from_dict(Folder.at(made.folder).read_json(QUALITY)) for made in (whole, cut))
+    assert one.rows == other.rows == tuple(whole.manifest.rows.values())
+    age = {report.name: report for report in one.columns}["age"]
+    assert age.nulls == table()["age"].null_count
+    assert (cut.folder / QUALITY_PAGE).read_text().startswith("<!doctype html>")

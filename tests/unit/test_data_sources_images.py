@@ -15,7 +15,7 @@ from orchestrator.data.sources.chunks import Unreadable
 from orchestrator.data.sources.fingerprint import fingerprint
 from orchestrator.data.sources.read import open_source, read_source
 from orchestrator.errors import SourceError
-from tests.unit.source_cases import opened, rows_of, section
+from tests.unit.source_cases import BY_FILES, opened, rows_of, section
 
 
 def put(folder: Path, *names: str) -> None:
@@ -40,7 +40,7 @@ def test_classes_may_lie_in_folders_of_parts(tmp_path: Path) -> None:
 def test_folders_that_are_called_like_parts_may_be_classes(tmp_path: Path) -> None:
     put(tmp_path, "train/1.jpg", "bus/2.jpg", "bus/.hidden.jpg")
     assert labels(tmp_path) == {"bus/2.jpg": "bus", "train/1.jpg": "train"}
-    source = open_source(section({"kind": "image_folder", "path": str(tmp_path)}, "label"), paths=True)
+    source = open_source(section({"kind": "image_folder", "path": str(tmp_path)}, "label", split=BY_FILES))
     assert rows_of(source)["__path__"].to_pylist() == ["bus/2.jpg", "train/1.jpg"]
 
 

@@ -21,7 +21,7 @@ from orchestrator.data.sources.chunks import Unreadable
 from orchestrator.data.sources.fingerprint import fingerprint
 from orchestrator.data.sources.read import open_source, read_source
 from orchestrator.errors import SourceError
-from tests.unit.source_cases import opened, rows_of, section
+from tests.unit.source_cases import BY_FILES, opened, rows_of, section
 
 ROWS = 3000
 
@@ -195,14 +195,17 @@ def test_rows_tell_their_files(written: str, kind: str, name: str, tmp_path: Pat
     for chunk_bytes in (2**26, 1):
         for features in (["x"], None):
             wanted = section({"kind": kind, "path": str(tmp_path)}, "label", features=features)
-            table = rows_of(open_source(wanted, chunk_bytes, paths=True))
+            by_files = section(
+                {"kind": kind, "path": str(tmp_path)}, "label", features=features, split=BY_FILES
+            )
+            table = rows_of(open_source(by_files, chunk_bytes))
             assert table.column_names[-1] == "__path__"
             assert table["__path__"].to_pylist() == expected
             assert "__path__" not in open_source(wanted, chunk_bytes).schema.names
-    before = fingerprint(wanted), fingerprint(wanted, paths=True)
+    before = fingerprint(wanted), fingerprint(by_files)
     (tmp_path / name).rename(tmp_path / f"0{name}")
     assert fingerprint(wanted) == before[0]
-    assert fingerprint(wanted, paths=True) != before[1]
+    assert fingerprint(by_files) != before[1]
 
 
 def test_pandas_reads_the_same_hive_folders(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ row and stays here; rows themselves are read where a pass runs, and left where t
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,14 +57,17 @@ def build(
     fingerprint: str,
     folder: Folder,
     mapper: Callable[[int], Mapper],
+    memo: Path | None = None,
 ) -> Manifest:
     """Prepare a section's data into an empty folder; the manifest is written last.
 
-    `mapper` chooses, by the number of chunks, where passes run; elsewhere than in this process they must see the
-    folder. Raises SourceError where the data does not fit the section or the task, DataError where too much of it
-    is corrupt.
+    `memo` is that of the source's fingerprint. `mapper` chooses, by the number of chunks, where passes run;
+    elsewhere than in this process they must see the folder. Raises SourceError where the data does not fit the
+    section or the task, DataError where too much of it is corrupt.
     """
-    source = open_source(section, section.preparation.chunk_size)
+    source = open_source(section, section.preparation.chunk_size, search_paths=sys.path, memo=memo)
+    if not source.chunks:
+        raise _no_rows(section)
     numbered = [Numbered(index, chunk) for index, chunk in enumerate(source.chunks)]
     run = mapper(len(numbered))
     scratch = folder / SCRATCH if len(numbered) > 1 else None
@@ -263,9 +268,15 @@ def _facts(
     corrupt.require_share(
         section.max_corrupt_share, "images" if schema.kind == "encoded_image" else "records"
     )
+    if not first_rows[-1]:
+        raise _no_rows(section)
     report = merge_reports(chunk.report for chunk in chunks)
     program.require_rows(report, first_rows[-1])
     return CleaningFacts(first_rows[-1], report, corrupt)
+
+
+def _no_rows(section: DataSection) -> SourceError:
+    return SourceError(f"the source ({section.source.kind}) has no rows", "look at data.source")
 
 
 def feature_names(section: DataSection, schema: pa.Schema) -> list[str]:

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.data.prepared.cache import node_lock, node_path
@@ -61,7 +62,14 @@ def prepare(
     # On remote storage two nodes may both build, and upload the same content.
     with node_lock(place):
         return _find(place, section) or _build(
-            section, task=task, seed=seed, key=key, fingerprint=fingerprint, place=place, mapper=mapper
+            section,
+            task=task,
+            seed=seed,
+            key=key,
+            fingerprint=fingerprint,
+            place=place,
+            mapper=mapper,
+            memo=memo_file(storage),
         )
 
 
@@ -71,7 +79,7 @@ _NOT_IN_THE_DATA: Any = {
     "iterate": True,
     "quality": True,
     "preparation": {"by"},
-    "source": {"path"},
+    "source": {"path", "url", "password_env"},
 }
 
 
@@ -111,6 +119,7 @@ def _build(
     fingerprint: str,
     place: Folder,
     mapper: Callable[[int], Mapper],
+    memo: Path,
 ) -> Prepared:
     """Build beside the final path, then rename: a local folder under its key is always complete. On remote storage
     the manifest, written last, says so."""
@@ -122,6 +131,7 @@ def _build(
         "key": key,
         "fingerprint": fingerprint,
         "mapper": mapper,
+        "memo": memo,
     }
     if not place.is_local:
         build(section, folder=place, **settings)

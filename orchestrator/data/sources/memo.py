@@ -104,7 +104,7 @@ def _etag(file: File) -> str:
         return ""
     with file.filesystem.open_input_file(file.path) as stream:
         metadata = stream.metadata()
-    return next((value.decode() for key, value in metadata.items() if key.lower() == b"etag"), "")
+    return next((value.decode() for key, value in metadata.items() if str(key).lower() == "etag"), "")
 
 
 def _read(path: Path | None) -> dict[str, list[Any]]:

@@ -33,19 +33,20 @@ def open_source(
     *,
     search_paths: Sequence[str] = (),
     memo: Path | None = None,
-    paths: bool = False,
 ) -> Source:
     """The columns that the section names, all where it names none, and the chunks to read, in the order of the source.
 
     Chunks read about `chunk_bytes` of files, as these lie on disk: groups of small files; row groups, record batches
     or ranges of lines of large ones; other sources are one chunk. Types of CSV and JSON lines are inferred from all
-    of their content, which is read once for it. `search_paths` and `memo` as in `fingerprint`. `paths` adds the column
-    `__path__` (dictionary-encoded strings), the file of each row; sources that are read at once have none.
+    of their content, which is read once for it. `search_paths` and `memo` as in `fingerprint`.
+
+    Where rows are split by files, the column `__path__` (dictionary-encoded strings) is the file of each row; sources
+    that are read at once have none.
 
     Raises SourceError where the source cannot be read or lacks a named column, and UserCodeError where the user's
     own function raises.
     """
-    wanted = wanted_columns(section)
+    wanted, paths = wanted_columns(section), PATH_COLUMN in section.split.columns
     source, names = plan_source(section, chunk_bytes, search_paths, memo, paths=paths).open(
         wanted, paths=paths
     )
