@@ -1,6 +1,6 @@
 """How fast batches come: against torch's DataLoader, Ray Data, a bare gather and a scan of Parquet files.
 
-    python tests/benchmarks/bench_data.py [--runs 5] [--only batches,resume,streaming] [--parquet-gb 4]
+    python tests/benchmarks/bench_data.py [--runs 5] [--only batches,resume,streaming] [--parquet-gb 4] [--threads 2]
 
 `batches` are 28×28 images and a table of 100 columns, standardized, in random order (Ray Data: in the order of the
 rows, which is all that it does without a price). Contestants take turns, a ratio is the median of those within the
@@ -45,6 +45,7 @@ from orchestrator.data.prepared.shards import write_shard
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
+from orchestrator.worker.host import keep_freed_memory
 from tests.benchmarks.machine import describe_machine
 
 BATCH_SIZE = 64
@@ -391,6 +392,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default="batches,resume,streaming")
     parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, for `batches`")
     parser.add_argument("--parquet-gb", type=float, default=4)
     parser.add_argument(
         "--folder", type=Path, help="where streaming writes its files, instead of the default"
@@ -403,6 +405,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     print(describe_machine("torch", "numpy", "pyarrow", "ray"), flush=True)
     only, good = arguments.only.split(","), True
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as our workers do; here for all contestants
     if "batches" in only:
         import ray
 
