@@ -1,10 +1,10 @@
 """How fast batches come: against torch's DataLoader, Ray Data, a bare gather and a scan of Parquet files.
 
-    python tests/benchmarks/bench_data.py [--runs 5] [--only batches,resume,streaming] [--parquet-gb 4] [--threads 2]
+    python tests/benchmarks/bench_data.py [--runs 5] [--only batches,resume,streaming] [--parquet-gb 4] [--threads 1]
 
 `batches` are 28×28 images and a table of 100 columns, standardized, in random order (Ray Data: in the order of the
 rows, which is all that it does without a price). Contestants take turns, a ratio is the median of those within the
-rounds. `streaming` writes Parquet files and prepared shards of the same rows into a temporary folder (twice
+rounds. All compute with one thread: a batch is too small to be shared out, and the training step wants the cores. `streaming` writes Parquet files and prepared shards of the same rows into a temporary folder (twice
 `--parquet-gb` of disk, in pieces), and reads each in a process of its own: `warm` from the page cache, `cold` after
 the files were dropped from it. Peak memory is the process's resident set, mapped pages included.
 """
@@ -392,7 +392,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default="batches,resume,streaming")
     parser.add_argument("--rows", type=int, default=40_000)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, for `batches`")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, for `batches`")
     parser.add_argument("--parquet-gb", type=float, default=4)
     parser.add_argument(
         "--folder", type=Path, help="where streaming writes its files, instead of the default"
