@@ -4,8 +4,10 @@
 
 `batches` are 28×28 images and a table of 100 columns, standardized, in random order (Ray Data: in the order of the
 rows, which is all that it does without a price). Contestants take turns, a ratio is the median of those within the
-rounds. All compute with one thread: a batch is too small to be shared out, and the training step wants the cores. `streaming` writes Parquet files and prepared shards of the same rows into a temporary folder (twice
-`--parquet-gb` of disk, in pieces), and reads each in a process of its own: `warm` from the page cache, `cold` after
+rounds. All compute with one thread: a batch is too small to be shared out, and the training step wants the cores.
+`streaming` writes Parquet files (without dictionaries, which these numbers would only make larger) and prepared
+shards of the same rows into a temporary folder (twice `--parquet-gb` of disk, in pieces), and reads each in a
+process of its own, the scan with all cores: `warm` from the page cache, `cold` after
 the files were dropped from it. Peak memory is the process's resident set, mapped pages included.
 """
 
@@ -323,7 +325,7 @@ def _generate(folder: Path, wanted_bytes: int) -> tuple[int, int]:
         columns = {f"c{i}": values[:, i] for i in range(STREAM_COLUMNS)}
         index = len(shards)
         file = folder / f"{index:05d}.parquet"
-        pq.write_table(pa.table({**columns, "y": targets}), file)
+        pq.write_table(pa.table({**columns, "y": targets}), file, use_dictionary=False)
         total += file.stat().st_size
         rows = np.arange(index * STREAM_FILE_ROWS, (index + 1) * STREAM_FILE_ROWS)
         written = write_shard(folder, "train", index, values, targets, rows)
