@@ -1,11 +1,13 @@
 """How fast batches come: against torch's DataLoader, Ray Data, a bare gather and a scan of Parquet files.
 
-    python tests/benchmarks/bench_data.py [--runs 5] [--only batches,resume,streaming] [--parquet-gb 4]
+    python tests/benchmarks/bench_data.py [--runs 5] [--only batches,resume,streaming] [--parquet-gb 4] [--threads 1]
 
 `batches` are 28×28 images and a table of 100 columns, standardized, in random order (Ray Data: in the order of the
 rows, which is all that it does without a price). Contestants take turns, a ratio is the median of those within the
-rounds. `streaming` writes Parquet files and prepared shards of the same rows into a temporary folder (twice
-`--parquet-gb` of disk, in pieces), and reads each in a process of its own: `warm` from the page cache, `cold` after
+rounds. All compute with one thread: a batch is too small to be shared out, and the training step wants the cores.
+`streaming` writes Parquet files (without dictionaries, which these numbers would only make larger) and prepared
+shards of the same rows into a temporary folder (twice `--parquet-gb` of disk, in pieces), and reads each in a
+process of its own, the scan with all cores: `warm` from the page cache, `cold` after
 the files were dropped from it. Peak memory is the process's resident set, mapped pages included.
 """
 
@@ -45,6 +47,7 @@ from orchestrator.data.prepared.shards import write_shard
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
+from orchestrator.worker.host import keep_freed_memory
 from tests.benchmarks.machine import describe_machine
 
 BATCH_SIZE = 64
@@ -322,7 +325,7 @@ def _generate(folder: Path, wanted_bytes: int) -> tuple[int, int]:
         columns = {f"c{i}": values[:, i] for i in range(STREAM_COLUMNS)}
         index = len(shards)
         file = folder / f"{index:05d}.parquet"
-        pq.write_table(pa.table({**columns, "y": targets}), file)
+        pq.write_table(pa.table({**columns, "y": targets}), file, use_dictionary=False)
         total += file.stat().st_size
         rows = np.arange(index * STREAM_FILE_ROWS, (index + 1) * STREAM_FILE_ROWS)
         written = write_shard(folder, "train", index, values, targets, rows)
@@ -391,6 +394,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default="batches,resume,streaming")
     parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, for `batches`")
     parser.add_argument("--parquet-gb", type=float, default=4)
     parser.add_argument(
         "--folder", type=Path, help="where streaming writes its files, instead of the default"
@@ -403,6 +407,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     print(describe_machine("torch", "numpy", "pyarrow", "ray"), flush=True)
     only, good = arguments.only.split(","), True
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as our workers do; here for all contestants
     if "batches" in only:
         import ray
 

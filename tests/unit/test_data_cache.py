@@ -15,10 +15,10 @@ import pyarrow.fs as pafs
 import pytest
 
 from orchestrator.data.prepared import cache
-from orchestrator.data.prepared.cache import cache_limit, make_room
 from orchestrator.data.prepared.keeping import cache_folder, collect, list_prepared, verify_prepared
 from orchestrator.data.prepared.lease import hold, is_held, remove_unless_held
 from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.prepared.room import cache_limit, make_room
 from orchestrator.errors import DataError, UsageError
 from orchestrator.spec.data import Iterate
 from orchestrator.storage import Folder
@@ -132,6 +132,20 @@ def test_whole_copies_give_way_but_not_those_in_use(
     assert "over its limit" in caplog.text
     for index, prepared in ((1, second), (2, third), (0, fourth)):
         assert np.array_equal(read_all(prepared), columns(7, index)[0])
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path, bucket: Folder) -> None:
+    put(tmp_path, "k")
+    folders = tmp_path / "node" / "orchestrator"
+    half, whole = folders / "shards" / "k" / ".train-00001.arrow.ab12", folders / "prepared" / "k.tmp-7-ab12"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    whole.mkdir(parents=True)
+    (whole / "train-00000.arrow").write_bytes(b"half")
+    Prepared.load(bucket / "k", STREAMING).part("train").gather(np.array([5]))
+    assert not half.exists()
+    Prepared.load(bucket / "k")
+    assert not whole.exists()
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

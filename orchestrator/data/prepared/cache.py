@@ -1,25 +1,21 @@
 """This node's copies of prepared data that lies on remote storage: whole folders, or shards as they are needed.
 
-`ORCHESTRATOR_CACHE_BYTES` (`200GB`) is the most that they take up; by default nine tenths of what the disk has
-room for. What was used longest ago goes first; whole folders that are in use stay. Imports: pyarrow, filelock.
+Each is fetched once by all processes of the node, and checked. Imports: pyarrow, filelock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from orchestrator.data.prepared.lease import Lease, hold, is_held, remove_unless_held
+from orchestrator.data.prepared.lease import Lease, hold
 from orchestrator.data.prepared.manifest import (
     EXAMPLE,
     FORMAT_VERSION,
@@ -29,17 +25,15 @@ from orchestrator.data.prepared.manifest import (
     is_whole,
     read_manifest,
 )
+from orchestrator.data.prepared.room import LIMIT_VARIABLE, make_room
 from orchestrator.data.prepared.shards import OpenShard, open_shard
 from orchestrator.data.sources.fingerprint import cache_root
-from orchestrator.errors import DataError, UsageError
+from orchestrator.errors import DataError
 from orchestrator.storage import Folder
-from orchestrator.units import parse_size
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
-_log = logging.getLogger(__name__)
-LIMIT_VARIABLE = "ORCHESTRATOR_CACHE_BYTES"
 _PIECE_BYTES = 1 << 22
 _ATTEMPTS = 2
 
@@ -96,6 +90,8 @@ class FetchingStore:
         with FileLock(self.folder / ".lock"):
             if file.exists():  # another process of this node has just fetched it
                 return
+            for leftover in self.folder.glob(".*.arrow.*"):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
             make_room(shard.bytes)
             for _ in range(_ATTEMPTS):
                 if _copied(self.origin, shard, file):
@@ -147,6 +143,8 @@ def local_copy(folder: Folder) -> tuple[Path, Lease | None]:
 def _download(folder: Folder, target: Path) -> Lease | None:
     """Fetch a whole folder; it is there when it is whole, and held from then on."""
     manifest = remote_manifest(folder)
+    for leftover in target.parent.glob(f"{target.name}.tmp-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     make_room(manifest.total_bytes)
     temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -208,77 +206,6 @@ def node_lock(folder: Folder) -> FileLock:
     path = node_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_name(f"{path.name}.lock"), is_singleton=True)
-
-
-class _Evictable(NamedTuple):
-    last_used_s: float
-    bytes: int
-    remove: Callable[[], bool]
-
-
-def make_room(num_bytes: int) -> None:
-    """Remove what was used longest ago from this node's cache until so much more fits under its limit."""
-    things = list(_cached())
-    held = sum(thing.bytes for thing in things)
-    limit = cache_limit(held)
-    for thing in sorted(things, key=lambda thing: thing.last_used_s):
-        if held + num_bytes <= limit:
-            return
-        if thing.remove():
-            held -= thing.bytes
-    if held + num_bytes > limit:
-        _log.warning(
-            "this node's cache of prepared data holds %.1f GB in use and needs %.1f GB more: over its limit of "
-            "%.1f GB (%s); data.iterate.kind: streaming needs less",
-            held / 1e9,
-            num_bytes / 1e9,
-            limit / 1e9,
-            LIMIT_VARIABLE,
-        )
-
-
-def cache_limit(held_bytes: int = 0) -> int:
-    """The most bytes that this node's cache may take up, where it takes up `held_bytes` now."""
-    text = os.environ.get(LIMIT_VARIABLE)
-    if text:
-        try:
-            return parse_size(text)
-        except ValueError as error:
-            raise UsageError(f"{LIMIT_VARIABLE}: {error}") from error
-    root = cache_root()
-    root.mkdir(parents=True, exist_ok=True)
-    return (held_bytes + shutil.disk_usage(root).free) * 9 // 10
-
-
-def _cached() -> Iterator[_Evictable]:
-    """All whole folders that are not in use, and all single shards. A mapped shard may be removed: who has it
-    mapped keeps its pages."""
-    for folder in _folders(cache_root() / "prepared"):
-        try:
-            size = sum(file.stat().st_size for file in folder.iterdir())
-            used_s = (folder / MANIFEST).stat().st_mtime
-        except FileNotFoundError:  # it is being built or fetched, or was removed just now
-            continue
-        if not is_held(folder):
-            yield _Evictable(used_s, size, partial(remove_unless_held, folder))
-        else:
-            yield _Evictable(used_s, size, lambda: False)
-    for folder in _folders(cache_root() / "shards"):
-        for file in folder.glob("*.arrow"):
-            if file.name == EXAMPLE:
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                stat = file.stat()
-                yield _Evictable(stat.st_atime, stat.st_size, partial(_removed, file))
-
-
-def _folders(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-
-
-def _removed(file: Path) -> bool:
-    file.unlink(missing_ok=True)
-    return True
 
 
 def _note_use(file: Path, mtime_ns: int) -> None:

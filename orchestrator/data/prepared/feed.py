@@ -9,6 +9,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -141,16 +142,18 @@ def _shards_ahead(part: Part, order: EpochOrder) -> Iterator[Callable[[int], Non
 def _gather(part: Part, items: Sequence[Wanted], pin: bool) -> list[Fed]:
     """One gather for all items, cut up."""
     lists = [rows for item in items for rows in item.batches]
-    batches = iter(_cut(part.gather(_joined(lists), pin=pin), [len(rows) for rows in lists]))
+    features, targets = part.gather(_joined(lists), pin=pin)
+    counts = [len(rows) for rows in lists]
+    batches = map(Batch, features.split(counts), targets.split(counts))
     alone = [item.targets for item in items if item.targets is not None]
-    targets = None
-    if alone:
-        targets = iter(part.gather_targets(_joined(alone)).split([len(rows) for rows in alone]))
+    if not alone:
+        return [Fed(item, list(islice(batches, len(item.batches)))) for item in items]
+    more = iter(part.gather_targets(_joined(alone)).split([len(rows) for rows in alone]))
     return [
         Fed(
             item,
-            [next(batches) for _ in item.batches],
-            next(targets) if targets is not None and item.targets is not None else None,
+            list(islice(batches, len(item.batches))),
+            None if item.targets is None else next(more),
         )
         for item in items
     ]
@@ -158,11 +161,3 @@ def _gather(part: Part, items: Sequence[Wanted], pin: bool) -> list[Fed]:
 
 def _joined(lists: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return lists[0] if len(lists) == 1 else np.concatenate(lists)
-
-
-def _cut(batch: Batch, counts: Sequence[int]) -> Iterator[Batch]:
-    if len(counts) == 1:
-        yield batch
-        return
-    for features, targets in zip(batch.features.split(counts), batch.targets.split(counts), strict=True):
-        yield Batch(features, targets)

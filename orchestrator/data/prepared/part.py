@@ -158,13 +158,9 @@ def _empty(count: int, like: NDArray[Any], pin: bool) -> tuple[Tensor, NDArray[A
     """Room for `count` rows of a column, as a tensor and as the array over the same memory."""
     import torch
 
-    shape = (count, *like.shape[1:])
-    num_bytes = like.dtype.itemsize * int(np.prod(shape))
-    rows = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pin)
-    # The dtype is numpy's: from_numpy of an empty array tells torch's name for it.
-    return rows.view(torch.from_numpy(np.empty(0, like.dtype)).dtype).view(shape), rows.numpy().view(
-        like.dtype
-    ).reshape(shape)
+    dtype = torch.from_numpy(like[:0]).dtype  # torch's name for numpy's
+    rows = torch.empty((count, *like.shape[1:]), dtype=dtype, pin_memory=pin)
+    return rows, rows.numpy()
 
 
 def _whole_numbers(targets: Tensor) -> Tensor:
