@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from orchestrator.data.prepared.prepared import Prepared
-from orchestrator.data.preparing.build import QUALITY, QUALITY_PAGE
+from orchestrator.data.preparing import passes
 from orchestrator.data.preparing.mapper import Mapper
 from orchestrator.data.preparing.prepare import prepare
+from orchestrator.data.preparing.reports import QUALITY, QUALITY_PAGE, notable
 from orchestrator.data.quality.report import QualityReport
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import DataSection
@@ -182,3 +184,82 @@ def test_the_quality_report_is_kept_beside_the_shards(file: Path, tmp_path: Path
     age = {report.name: report for report in one.columns}["age"]
     assert age.nulls == table()["age"].null_count
     assert (cut.folder / QUALITY_PAGE).read_text().startswith("<!doctype html>")
+
+
+def test_appended_files_leave_known_shards_as_they_are(tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    source.mkdir()
+    for number in range(4):
+        pq.write_table(table(number), source / f"{number}.parquet")
+    hashed = section(
+        source,
+        SMALLEST,
+        split={"kind": "hash", "by": "patient"},
+        clean=[],
+        features=["noise0", "noise1"],
+        transforms=[{"kind": "standardize"}],
+    )
+    first = prepare(hashed, task="auto", seed=0, storage=Folder.at(tmp_path))
+    shifted = table(9)
+    pq.write_table(
+        shifted.set_column(4, "noise0", pa.array(shifted["noise0"].to_numpy() + 3)), source / "4.parquet"
+    )
+    second = prepare(hashed, task="auto", seed=0, storage=Folder.at(tmp_path), mapper=pickling)
+    assert second.manifest.key != first.manifest.key
+    linked = [chunk["linked"] for chunk in second.manifest.chunks]
+    assert linked == [True] * 4 + [False]
+    for one, other in zip(
+        first.manifest.shards_of("train"), second.manifest.shards_of("train"), strict=False
+    ):
+        assert (first.folder / one.file).samefile(second.folder / other.file)
+    fresh = prepare(hashed, task="auto", seed=0, storage=Folder.at(tmp_path / "elsewhere"))
+    for part, count in fresh.manifest.rows.items():
+        rows = np.arange(count)
+        expected, found = fresh.part(part).gather(rows), second.part(part).gather(rows)
+        assert np.array_equal(expected.features, found.features)
+        assert np.array_equal(expected.targets, found.targets)
+    assert second.pipeline == fresh.pipeline  # fitted on all training rows, old and new
+    lines = list(notable(second.folder))
+    assert any("noise0: large drift" in line for line in lines)
+    assert not any("noise1" in line for line in lines)
+
+
+def test_known_images_are_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        file = tmp_path / "set" / ("cat" if number % 2 else "dog") / f"{number:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(file)
+    (tmp_path / "set" / "cat" / "005.png").write_bytes(b"no image")
+    images = DataSection.model_validate(
+        {
+            "source": {"kind": "image_folder", "path": str(tmp_path / "set")},
+            "target": "label",
+            "image": {"size": [8, 8]},
+            "max_corrupt_share": 0.1,
+            "preparation": {"chunk_size": SMALLEST},
+            "transforms": [{"kind": "standardize"}],
+        }
+    )
+    first = prepare(images, task="auto", seed=0, storage=Folder.at(tmp_path))
+    assert len(first.manifest.chunks) > 2
+    decoded: list[int] = []
+    real = passes.decode_images
+
+    def counted(column: pa.ChunkedArray, *settings: Any) -> Any:
+        decoded.append(len(column))
+        return real(column, *settings)
+
+    monkeypatch.setattr(passes, "decode_images", counted)
+    Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
+        tmp_path / "set/dog/100.png"
+    )
+    second = prepare(images, task="auto", seed=0, storage=Folder.at(tmp_path))
+    assert 0 < sum(decoded) < 40
+    assert (first.manifest.corrupt, second.manifest.corrupt) == (1, 1)
+    monkeypatch.undo()
+    fresh = prepare(images, task="auto", seed=0, storage=Folder.at(tmp_path / "elsewhere"))
+    rows = np.arange(fresh.manifest.rows["train"])
+    assert np.array_equal(
+        fresh.part("train").gather(rows).features, second.part("train").gather(rows).features
+    )

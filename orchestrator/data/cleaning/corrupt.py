@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.errors import DataError
@@ -16,15 +16,20 @@ LISTED = 10_000
 
 @dataclass(frozen=True)
 class CorruptRecord:
-    """One record that is skipped: the row, counted from 0 in `path` (or in the source, where that is empty), the
-    file or chunk, and why."""
+    """One record that is skipped: the row, counted from 0 in the source, where it is known; the file; and why."""
 
-    row: int
+    row: int | None
     path: str
     reason: str
 
     def __str__(self) -> str:
+        if self.row is None:
+            return f"{self.path}: {self.reason}"
         return f"row {self.row}{f' ({self.path})' if self.path else ''}: {self.reason}"
+
+    def moved(self, rows: int) -> CorruptRecord:
+        """The same record, counted from so many rows earlier."""
+        return self if self.row is None else replace(self, row=self.row + rows)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,10 @@ class Manifest:
     """Of each part, in the order of its rows: `file` and `rows`. A part without rows has none."""
     files: Mapping[str, Mapping[str, Any]]
     """By name, shards included: `bytes`, `sha256`, `mtime_ns`."""
+    lineage: str = ""
+    """The same for all data that the same settings prepare, whatever their source holds."""
+    chunks: Sequence[Mapping[str, Any]] = ()
+    """The chunks of the source, as `data.preparing.earlier` keeps them."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

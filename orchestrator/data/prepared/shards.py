@@ -33,6 +33,8 @@ class WrittenShard:
     file: str
     rows: int
     facts: Mapping[str, Any]
+    linked: bool = False
+    """It is a file of data that was prepared earlier."""
 
     @property
     def entry(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,12 +31,10 @@ from orchestrator.data.features.target import Target, resolve_target
 from orchestrator.data.prepared.manifest import EXAMPLE, FORMAT_VERSION, MANIFEST, Manifest, file_facts
 from orchestrator.data.prepared.shards import write_arrow
 from orchestrator.data.preparing import passes
+from orchestrator.data.preparing.earlier import ChunkRecord, Earlier
 from orchestrator.data.preparing.mapper import Mapper
 from orchestrator.data.preparing.passes import CleanedChunk, Encoded, Numbered, Share
-from orchestrator.data.quality.merge import merge_quality
-from orchestrator.data.quality.page import html
-from orchestrator.data.quality.report import QualityReport
-from orchestrator.data.quality.survey import QualityPartial
+from orchestrator.data.preparing.reports import Looks, write_reports
 from orchestrator.data.sources.read import open_source
 from orchestrator.data.splitting.rows import PARTS, part_codes, split_rows
 from orchestrator.errors import SourceError
@@ -45,7 +43,6 @@ from orchestrator.storage import Folder
 
 _EXAMPLE_CHARACTERS = 1000
 SCRATCH = "scratch"
-QUALITY, QUALITY_PAGE, CORRUPT = "quality.json", "quality.html", "corrupt.csv"
 
 
 def build(
@@ -53,27 +50,30 @@ def build(
     *,
     task: str,
     seed: int,
-    key: str,
-    fingerprint: str,
+    named: Mapping[str, str],
     folder: Folder,
     mapper: Callable[[int], Mapper],
     memo: Path | None = None,
+    earlier: Earlier | None = None,
 ) -> Manifest:
     """Prepare a section's data into an empty folder; the manifest is written last.
 
-    `memo` is that of the source's fingerprint. `mapper` chooses, by the number of chunks, where passes run;
+    `named` are the key, the fingerprint and the lineage. `memo` is that of the source's fingerprint. `mapper` chooses, by the number of chunks, where passes run;
     elsewhere than in this process they must see the folder. Raises SourceError where the data does not fit the
     section or the task, DataError where too much of it is corrupt.
     """
     source = open_source(section, section.preparation.chunk_size, search_paths=sys.path, memo=memo)
     if not source.chunks:
         raise _no_rows(section)
-    numbered = [Numbered(index, chunk) for index, chunk in enumerate(source.chunks)]
+    numbered = [
+        Numbered(index, chunk, earlier.known(chunk.fingerprint) if earlier else None)
+        for index, chunk in enumerate(source.chunks)
+    ]
     run = mapper(len(numbered))
     scratch = folder / SCRATCH if len(numbered) > 1 else None
     try:
         section = section.model_copy(update={"features": feature_names(section, source.schema)})
-        return _Build(section, task, seed, key, fingerprint, folder, run, scratch).manifest(
+        return _Build(section, task, seed, named, folder, run, scratch, earlier).manifest(
             source.schema, numbered
         )
     finally:
@@ -83,11 +83,12 @@ def build(
 
 @dataclass(frozen=True)
 class CleaningFacts:
-    """What the manifest says of reading and cleaning."""
+    """What the manifest says of reading and cleaning: of all chunks together, and what was corrupt in each."""
 
     rows_read: int
     report: list[dict[str, Any]]
     corrupt: CorruptLog
+    by_chunk: Sequence[CorruptLog]
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,12 @@ class _Build:
     section: DataSection
     task: str
     seed: int
-    key: str
-    fingerprint: str
+    named: Mapping[str, str]
+    """Key, fingerprint and lineage."""
     folder: Folder
     run: Mapper
     scratch: Folder | None
+    earlier: Earlier | None
 
     def manifest(self, schema: pa.Schema, numbered: Sequence[Numbered]) -> Manifest:
         section = self.section
@@ -120,17 +122,15 @@ class _Build:
             pipeline,
             classes=list(target.classes) if target is not None and target.classes is not None else None,
         )
-        survey = functools.partial(passes.survey_chunk, section, program, pipeline, self.task, self.seed)
-        features, look = self._surveyed(self.run(survey, shares, "fitting transforms"))
+        features, looks = self._surveyed(program, pipeline, shares)
         pipeline = fit_features(section, pipeline, [features])
         # Rows that are read for prediction are cleaned as these have been.
         saved = replace(
             pipeline, changes=tuple(value_changes(program, names)), sent=_sent(schema, raw_schema)
         )
-        quality = merge_quality([look]) if look is not None else None
         encode = functools.partial(passes.encode_chunk, section, program, pipeline, self.seed, self.folder)
         encoded = list(self.run(encode, shares, "encoding"))
-        return self._written(saved, target, shares, encoded, quality, cleaning)
+        return self._written(saved, target, shares, encoded, looks, cleaning)
 
     def _fitted_program(self, schema: pa.Schema, numbered: Sequence[Numbered]) -> Program:
         section = self.section
@@ -140,16 +140,18 @@ class _Build:
             program = program.fit(self.run(survey, numbered, "looking at rows to clean"))
         return program
 
-    @staticmethod
     def _surveyed(
-        surveys: Iterator[tuple[FeaturePartial, QualityPartial | None]],
-    ) -> tuple[FeaturePartial, QualityPartial | None]:
+        self, program: Program, pipeline: Pipeline, shares: Sequence[Share]
+    ) -> tuple[FeaturePartial, Looks]:
         """What all chunks say, merged as they come: a single survey may have 10 MB."""
-        features, look = next(surveys)
-        for more, other in surveys:
-            features = features.merge(more)
-            look = look.join(other) if look is not None and other is not None else None
-        return features, look
+        survey = functools.partial(passes.survey_chunk, self.section, program, pipeline, self.task, self.seed)
+        features: FeaturePartial | None = None
+        looks = Looks()
+        for share, (more, look) in zip(shares, self.run(survey, shares, "fitting transforms"), strict=True):
+            features = more if features is None else features.merge(more)
+            looks = looks.add(look, new=share.numbered.known is None)
+        assert features is not None
+        return features, looks
 
     def _shared_out(
         self, numbered: Sequence[Numbered], chunks: Sequence[CleanedChunk]
@@ -160,7 +162,7 @@ class _Build:
         target: Target | None = None
         labels = None
         if self.task == "language_modeling":
-            _require_language(section)
+            _require_language(section, total)
         else:
             if section.target is None:
                 raise SourceError(
@@ -199,7 +201,7 @@ class _Build:
         target: Target | None,
         shares: Sequence[Share],
         encoded: Sequence[Encoded],
-        quality: QualityReport | None,
+        looks: Looks,
         cleaning: CleaningFacts,
     ) -> Manifest:
         """The manifest, and the files beside the shards."""
@@ -213,24 +215,13 @@ class _Build:
         with passes.local_folder(folder) as place:
             example = write_arrow(place / EXAMPLE, _example(encoded))
             files[EXAMPLE] = file_facts(example)
-            if quality is not None:
-                Folder.at(place).write_json(QUALITY, quality.to_dict())
-                (place / QUALITY_PAGE).write_text(html(quality), encoding="utf-8")
-                files |= {name: file_facts(place / name) for name in (QUALITY, QUALITY_PAGE)}
-            if cleaning.corrupt.count:
-                cleaning.corrupt.write(place / CORRUPT)
-                files[CORRUPT] = file_facts(place / CORRUPT)
-        parts = None if shares[0].parts is None else np.concatenate([share.parts for share in shares])
-        counts = {
-            name: None
-            if target is None or parts is None
-            else target.class_counts(np.flatnonzero(parts == code))
-            for code, name in enumerate(PARTS)
-        }
+            names = write_reports(
+                place, looks, cleaning.corrupt, self.earlier.folder if self.earlier else None
+            )
+            files |= {name: file_facts(place / name) for name in names}
         manifest = Manifest(
             format_version=FORMAT_VERSION,
-            key=self.key,
-            fingerprint=self.fingerprint,
+            **self.named,
             task="language_modeling" if target is None else target.task,
             target=section.target,
             classes=pipeline.classes,
@@ -241,12 +232,13 @@ class _Build:
             stored_shape=pipeline.stored_shape,
             rows_read=cleaning.rows_read,
             rows=rows,
-            class_counts={name: count for name, count in counts.items() if count is not None} or None,
+            class_counts=_class_counts(target, shares),
             cleaning=cleaning.report,
             corrupt=cleaning.corrupt.count,
             pipeline=pipeline.to_dict(),
             shards={part: [shard.entry for shard in written] for part, written in shards.items()},
             files=files,
+            chunks=[record.to_dict() for record in _records(shares, encoded, cleaning)],
         )
         folder.write_json(MANIFEST, manifest.to_dict())
         return manifest
@@ -261,7 +253,7 @@ def _facts(
     corrupt = merge_logs(
         replace(
             chunk.corrupt,
-            records=tuple(replace(record, row=record.row + first) for record in chunk.corrupt.records),
+            records=tuple(record.moved(first) for record in chunk.corrupt.records),
         )
         for chunk, first in zip(chunks, first_rows[:-1], strict=True)
     )
@@ -272,7 +264,32 @@ def _facts(
         raise _no_rows(section)
     report = merge_reports(chunk.report for chunk in chunks)
     program.require_rows(report, first_rows[-1])
-    return CleaningFacts(first_rows[-1], report, corrupt)
+    return CleaningFacts(first_rows[-1], report, corrupt, [chunk.corrupt for chunk in chunks])
+
+
+def _class_counts(target: Target | None, shares: Sequence[Share]) -> dict[str, dict[str, int]] | None:
+    """Rows of each class in each part; None where there are no classes."""
+    parts = [share.parts for share in shares if share.parts is not None]
+    if target is None or target.classes is None:
+        return None
+    codes = np.concatenate(parts)
+    counts = {name: target.class_counts(np.flatnonzero(codes == code)) for code, name in enumerate(PARTS)}
+    return {name: count for name, count in counts.items() if count is not None}
+
+
+def _records(
+    shares: Sequence[Share], encoded: Sequence[Encoded], cleaning: CleaningFacts
+) -> Iterator[ChunkRecord]:
+    """What the next preparation wants to know of each chunk."""
+    for share, one, corrupt in zip(shares, encoded, cleaning.by_chunk, strict=True):
+        shards = one.shards.values()
+        yield ChunkRecord(
+            fingerprint=share.numbered.chunk.fingerprint,
+            first_row=share.first_row,
+            shards={part: shard.file for part, shard in one.shards.items()},
+            corrupt=corrupt.records,
+            linked=bool(shards) and all(shard.linked for shard in shards),
+        )
 
 
 def _no_rows(section: DataSection) -> SourceError:
@@ -299,7 +316,7 @@ def _sent(schema: pa.Schema, features: RawSchema) -> dict[str, str]:
     }
 
 
-def _require_language(section: DataSection) -> None:
+def _require_language(section: DataSection, num_documents: int) -> None:
     if section.text is None or section.target is not None or section.target_transform is not None:
         raise SourceError(
             "train.task language_modeling learns the next token of a text column",
@@ -309,6 +326,13 @@ def _require_language(section: DataSection) -> None:
         raise SourceError(
             "data.split: 'stratified' needs classes, and a language model has none",
             "write data.split.kind: random",
+        )
+    cut = num_documents < FEW_DOCUMENTS and section.split.kind != "given"
+    if cut and (section.split.kind != "random" or section.split.folds):
+        raise SourceError(
+            f"data.split: the {num_documents} documents are too few to be parted whole, and a cut by position "
+            f"is no {section.split.kind} split{' with folds' if section.split.folds else ''}",
+            f"give {FEW_DOCUMENTS} documents or more, or write data.split.kind: random without folds",
         )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from orchestrator.data.cleaning.cleaned import Cleaned
 from orchestrator.data.cleaning.corrupt import CorruptLog, CorruptRecord
 from orchestrator.data.cleaning.program import Program
 from orchestrator.data.columns import array_values
@@ -27,6 +28,7 @@ from orchestrator.data.features.schema import array_matrix, categorical_columns,
 from orchestrator.data.features.statistics import fold_numbers, row_keys
 from orchestrator.data.features.survey import FeaturePartial, survey_features
 from orchestrator.data.prepared.shards import WrittenShard, write_shard
+from orchestrator.data.preparing.earlier import Columns, KnownChunk
 from orchestrator.data.preparing.kept import Kept, Spooled
 from orchestrator.data.quality.survey import QualityPartial, survey_quality
 from orchestrator.data.sources.chunks import Chunk, Unreadable
@@ -41,10 +43,11 @@ EXAMPLE_ROWS = 5
 
 @dataclass(frozen=True)
 class Numbered:
-    """A chunk and its number among all chunks."""
+    """A chunk and its number among all chunks, and what an earlier preparation left of it."""
 
     index: int
     chunk: Chunk
+    known: KnownChunk | None = None
 
 
 @dataclass(frozen=True)
@@ -95,17 +98,13 @@ def clean_chunk(
     table = numbered.chunk.read(unreadable)
     cleaned = program.apply(table, numbered.index)
     pixels = None
-    corrupt = [CorruptRecord(0, fault.place, fault.reason) for fault in unreadable]
+    corrupt = [CorruptRecord(None, fault.place, fault.reason) for fault in unreadable]
     if pipeline.raw_schema.kind == "encoded_image":
-        column = cleaned.table[pipeline.raw_schema.columns[0]]
-        pixels, damaged = decode_images(column, pipeline.image_size, pipeline.image_mode)
+        pixels, damaged = _decoded(pipeline, cleaned, numbered.known)
         if damaged:
-            keep = np.ones(len(pixels), dtype=bool)
-            keep[[image.row for image in damaged]] = False
-            corrupt += [
-                CorruptRecord(int(cleaned.rows[image.row]), image.path, image.reason) for image in damaged
-            ]
+            keep = np.isin(cleaned.rows, [record.row for record in damaged], invert=True)
             cleaned, pixels = cleaned.keep(keep), pixels[keep]
+            corrupt += damaged
     categorical = categorical_columns(section, pipeline.raw_schema)
     complete = [name for name in pipeline.raw_schema.columns if name not in categorical]
     require_complete(cleaned.table, complete, section.target)
@@ -123,6 +122,18 @@ def clean_chunk(
         corrupt=CorruptLog.of(table.num_rows + len(unreadable), corrupt),
         learns=bool(cleaned.learned),
     )
+
+
+def _decoded(
+    pipeline: Pipeline, cleaned: Cleaned, known: KnownChunk | None
+) -> tuple[NDArray[np.uint8], list[CorruptRecord]]:
+    """The images of a chunk (rows, *stored_shape), and those that are damaged."""
+    found = known.pixels(cleaned.rows, pipeline.stored_shape) if known is not None else None
+    if found is not None:
+        return found
+    column = cleaned.table[pipeline.raw_schema.columns[0]]
+    pixels, damaged = decode_images(column, pipeline.image_size, pipeline.image_mode)
+    return pixels, [CorruptRecord(int(cleaned.rows[one.row]), one.path, one.reason) for one in damaged]
 
 
 def refit_chunk(program: Program, share: Share) -> Any:
@@ -184,13 +195,21 @@ def encode_chunk(
         source_rows = kept.cleaned.rows[rows]
         if part == "train":
             example = np.unique(source_rows)[:EXAMPLE_ROWS]
+        columns = (features, targets, share.first_row + source_rows)
         with local_folder(folder) as place:
-            shards[part] = write_shard(
-                place, part, share.numbered.index, features, targets, share.first_row + source_rows
-            )
+            shards[part] = _shard(place, part, share.numbered, columns)
     names = list(pipeline.raw_schema.columns)
     raw = share.numbered.chunk.read([]).select(names).take(pa.array(example)) if len(example) else None
     return Encoded(shards, raw)
+
+
+def _shard(folder: Path, part: str, numbered: Numbered, columns: Columns) -> WrittenShard:
+    """The shard that an earlier preparation has, or a new one."""
+    if numbered.known is not None:
+        linked = numbered.known.link(folder, part, numbered.index, columns)
+        if linked is not None:
+            return linked
+    return write_shard(folder, part, numbered.index, *columns)
 
 
 @contextlib.contextmanager

@@ -13,12 +13,12 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.data.prepared.cache import node_lock, node_path
 from orchestrator.data.prepared.manifest import FORMAT_VERSION, MANIFEST
 from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing.earlier import find_earlier
 from orchestrator.data.preparing.mapper import in_process
 from orchestrator.data.sources.fingerprint import fingerprint as data_fingerprint
 from orchestrator.data.sources.fingerprint import memo_file
@@ -27,7 +27,8 @@ from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
 
 if TYPE_CHECKING:
-    from orchestrator.data.preparing.mapper import Mapper
+    from orchestrator.data.preparing.earlier import find_earlier
+from orchestrator.data.preparing.mapper import Mapper
 
 
 def _here(num_chunks: int) -> Mapper:  # noqa: ARG001
@@ -52,10 +53,10 @@ def prepare(
     """
     if fingerprint is None:
         fingerprint = data_fingerprint(section, sys.path, memo_file(storage))
-    key = prepared_key(section, task=task, seed=seed, fingerprint=fingerprint)
+    named = names_of(section, task=task, seed=seed, fingerprint=fingerprint)
     if not section.cache:
-        key = f"{key}-{secrets.token_hex(4)}"
-    place = prepared_folder(storage, key)
+        named["key"] += f"-{secrets.token_hex(4)}"
+    place = prepared_folder(storage, named["key"])
     found = _find(place, section)
     if found is not None:
         return found
@@ -63,13 +64,13 @@ def prepare(
     with node_lock(place):
         return _find(place, section) or _build(
             section,
+            place,
             task=task,
             seed=seed,
-            key=key,
-            fingerprint=fingerprint,
-            place=place,
+            named=named,
             mapper=mapper,
             memo=memo_file(storage),
+            earlier=find_earlier(storage / "prepared", named["lineage"]) if section.cache else None,
         )
 
 
@@ -83,12 +84,21 @@ _NOT_IN_THE_DATA: Any = {
 }
 
 
-def prepared_key(section: DataSection, *, task: str, seed: int, fingerprint: str) -> str:
-    """Names prepared data by all that decides its content. The source's path does not (its content does), nor
-    where it is prepared, nor what comes later, as augmentation."""
-    rendered = section.model_dump(mode="json", exclude=_NOT_IN_THE_DATA)
-    text = json.dumps([FORMAT_VERSION, fingerprint, rendered, task, seed], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+def names_of(section: DataSection, *, task: str, seed: int, fingerprint: str) -> dict[str, str]:
+    """What prepared data goes by. `key` names it by all that decides its content: the source's path does not (its
+    content, the `fingerprint`, does), nor where it is prepared, nor what comes later, as augmentation. `lineage` is
+    the same for whatever the same settings prepare of the same place."""
+    settings = section.model_dump(mode="json", exclude=_NOT_IN_THE_DATA)
+    place = section.source.model_dump(mode="json", include={"path", "url"})
+    return {
+        "key": _digest([FORMAT_VERSION, fingerprint, settings, task, seed]),
+        "fingerprint": fingerprint,
+        "lineage": _digest([FORMAT_VERSION, settings, task, seed, place]),
+    }
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def prepared_folder(storage: Folder, key: str) -> Folder:
@@ -110,31 +120,14 @@ def _find(place: Folder, section: DataSection) -> Prepared | None:
     return Prepared.find(place.local_path(), section.iterate) if place.is_local else None
 
 
-def _build(
-    section: DataSection,
-    *,
-    task: str,
-    seed: int,
-    key: str,
-    fingerprint: str,
-    place: Folder,
-    mapper: Callable[[int], Mapper],
-    memo: Path,
-) -> Prepared:
+def _build(section: DataSection, place: Folder, *, named: dict[str, str], **settings: Any) -> Prepared:
     """Build beside the final path, then rename: a local folder under its key is always complete. On remote storage
     the manifest, written last, says so."""
     from orchestrator.data.preparing.build import build
 
-    settings: dict[str, Any] = {
-        "task": task,
-        "seed": seed,
-        "key": key,
-        "fingerprint": fingerprint,
-        "mapper": mapper,
-        "memo": memo,
-    }
+    key = named["key"]
     if not place.is_local:
-        build(section, folder=place, **settings)
+        build(section, folder=place, named=named, **settings)
         return Prepared.load(place, section.iterate)
     final = node_path(place)
     for leftover in final.parent.glob(
@@ -144,7 +137,7 @@ def _build(
     temporary = final.with_name(f"{key}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     temporary.mkdir()
     try:
-        manifest = build(section, folder=Folder.at(temporary), **settings)
+        manifest = build(section, folder=Folder.at(temporary), named=named, **settings)
         if final.exists():  # damaged; processes that have it mapped keep their pages
             shutil.rmtree(final)
         temporary.replace(final)
