@@ -32,7 +32,7 @@ from orchestrator.runners.ray_workers.start import (
     connected,
     submission_id,
 )
-from orchestrator.runners.recording import record_end, start_of
+from orchestrator.runners.recording import record_data, record_end, start_of
 from orchestrator.runners.result import Result
 from orchestrator.runners.stop_signals import stop_signals
 from orchestrator.runners.watch import Observer, Silent, Watch
@@ -68,6 +68,7 @@ def run_job(
     another driver holds, a cluster that is too small or does not answer.
     """
     began = time.monotonic()
+    from orchestrator.data.preparing.reports import notable
     from orchestrator.spec import redact, secret_values
 
     job = resolve_job(loaded, inline=inline, address=address)
@@ -80,7 +81,10 @@ def run_job(
         stack.enter_context(watch.heartbeat)
         stack.enter_context(rank_log(_log_file(run), watch.redact, printed=False))
         watch.say(choice.why)
+        for line in (prepared.manifest.summary(), *notable(prepared.folder)):
+            watch.say(line)
         tracker = _open_tracker(job, run)
+        record_data(tracker, loaded, run, prepared)
         with stop_signals(watch.ask_to_stop):
             verdict = _execute(job, run, prepared, tracker, watch)
         result = _conclude(job, run, prepared, tracker, verdict, time.monotonic() - began, watch)

@@ -6,10 +6,12 @@ Imports: tracking (no mlflow itself), export. No ray.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.data.prepared.manifest import PAGES
 from orchestrator.export.manifest import pyfunc_fields
 from orchestrator.export.pictures import (
     confusion_matrix_picture,
@@ -21,11 +23,12 @@ from orchestrator.records import Point, Verdict
 from orchestrator.runs.folder import SPEC_FILE, RunFolder
 from orchestrator.storage import Folder
 from orchestrator.tracking.conventions import source_tags
-from orchestrator.tracking.ops import LogModel, StartRun
+from orchestrator.tracking.ops import LogDataset, LogModel, StartRun
 from orchestrator.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from orchestrator.data.prepared.manifest import Manifest
+    from orchestrator.data.prepared.prepared import Prepared
     from orchestrator.spec import LoadedSpec
 
 _log = logging.getLogger(__name__)
@@ -53,6 +56,32 @@ def start_of(loaded: LoadedSpec, run: RunFolder, *, identity: str, in_job: bool)
         params={section: plain[section] for section in sections},
         description=spec.description,
     )
+
+
+def record_data(tracker: Tracker, loaded: LoadedSpec, run: RunFolder, prepared: Prepared) -> None:
+    """Record what the run learns from: the data set, its rows and what cleaning did to them, and the reports."""
+    manifest, source = prepared.manifest, loaded.spec.data.source
+    tracker.log_dataset(
+        LogDataset(
+            name=loaded.spec.name,
+            digest=manifest.key[:36],
+            source_type=source.kind,
+            source=source.model_dump(mode="json", exclude_none=True),
+            profile={
+                "rows_read": manifest.rows_read,
+                **{f"{part}_rows": n for part, n in manifest.rows.items()},
+            },
+        )
+    )
+    figures = {f"data/rows/{part}": float(count) for part, count in manifest.rows.items()}
+    for number, step in enumerate(manifest.cleaning, start=1):
+        figures[f"data/clean/{number}_{step['step']}"] = float(step["rows"])
+    tracker.log_summary(figures | {"data/corrupt": float(manifest.corrupt)})
+    kept = run.local / "data"  # prepared data may be cleared away before it is shipped
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in PAGES:
+        if name in manifest.files:
+            tracker.log_artifact(Path(shutil.copy2(prepared.folder / name, kept / name)), "data")
 
 
 def record_end(

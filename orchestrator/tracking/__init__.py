@@ -10,6 +10,7 @@ from orchestrator.tracking.memory import MemorySink
 from orchestrator.tracking.ops import (
     EndRun,
     LogArtifact,
+    LogDataset,
     LogMetrics,
     LogModel,
     LogParams,
@@ -26,6 +27,7 @@ from orchestrator.tracking.tracker import Tracker, recorded_run_id, recover_jour
 __all__ = [
     "EndRun",
     "LogArtifact",
+    "LogDataset",
     "LogMetrics",
     "LogModel",
     "LogParams",

@@ -15,6 +15,7 @@ from orchestrator.tracking.conventions import CHANGED_TAG, DESCRIPTION_TAG, fold
 from orchestrator.tracking.ops import (
     EndRun,
     LogArtifact,
+    LogDataset,
     LogMetrics,
     LogModel,
     LogParams,
@@ -39,6 +40,8 @@ class MemoryRun:
     artifacts: set[str] = field(default_factory=set)
     models: dict[str, LogModel] = field(default_factory=dict)
     """By the digest of their files."""
+    datasets: dict[str, LogDataset] = field(default_factory=dict)
+    """By their digest."""
 
 
 class MemorySink:
@@ -66,6 +69,8 @@ class MemorySink:
                 run.artifacts |= _names(op)
             case LogModel():
                 return replace(state, model_uri=self._log_model(op, run, state.run_id or ""))
+            case LogDataset():
+                run.datasets[op.digest] = op
             case EndRun():
                 run.status = op.status
         return state

@@ -33,6 +33,7 @@ from orchestrator.tracking.links import sqlite_file
 from orchestrator.tracking.ops import (
     EndRun,
     LogArtifact,
+    LogDataset,
     LogMetrics,
     LogModel,
     LogParams,
@@ -95,6 +96,8 @@ class MlflowSink:
             case LogModel():
                 uri = _log_model(client, op, state.run_id, str(state.experiment_id))
                 return replace(state, model_uri=uri)
+            case LogDataset():
+                _log_dataset(client, op, state.run_id)
             case EndRun():
                 client.set_terminated(state.run_id, _STATUS[op.status], op.time_ms)
         return state
@@ -315,6 +318,19 @@ def _upload(client: Any, run_id: str, op: LogArtifact) -> None:
         client.log_artifact(run_id, op.local_path, target)
     else:
         raise SinkRefused(f"artifact {path} does not exist")
+
+
+def _log_dataset(client: Any, op: LogDataset, run_id: str) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=op.name,
+        digest=op.digest,
+        source_type=op.source_type,
+        source=json.dumps(op.source),
+        profile=json.dumps(op.profile),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", op.context)])])
 
 
 def _log_model(client: Any, op: LogModel, run_id: str, experiment_id: str) -> str:

@@ -74,15 +74,29 @@ class LogModel:
 
 
 @dataclass(frozen=True, slots=True)
+class LogDataset:
+    """Say what data the run used: MLflow lists it under Datasets. `digest` (at most 36 characters) tells its content,
+    `source` where it came from, `profile` its figures; all but the name and the digest is JSON."""
+
+    name: str
+    digest: str
+    source_type: str
+    source: Mapping[str, Any]
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    context: str = "training"
+
+
+@dataclass(frozen=True, slots=True)
 class EndRun:
     status: Status
     time_ms: int
 
 
-Op = StartRun | LogMetrics | SetTags | LogParams | LogArtifact | LogModel | EndRun
+Op = StartRun | LogMetrics | SetTags | LogParams | LogArtifact | LogModel | LogDataset | EndRun
 
 _KINDS: dict[str, type[Op]] = {
-    kind.__name__: kind for kind in (StartRun, LogMetrics, SetTags, LogParams, LogArtifact, LogModel, EndRun)
+    kind.__name__: kind
+    for kind in (StartRun, LogMetrics, SetTags, LogParams, LogArtifact, LogModel, LogDataset, EndRun)
 }
 
 

@@ -31,6 +31,7 @@ from orchestrator.tracking.journal import Journal, JournalBusy, load_state
 from orchestrator.tracking.ops import (
     EndRun,
     LogArtifact,
+    LogDataset,
     LogMetrics,
     LogModel,
     LogParams,
@@ -201,6 +202,12 @@ class Tracker:
             self._journal.append(
                 replace(model, model_dir=str(Path(model.model_dir).resolve()), code_paths=paths)
             )
+
+    def log_dataset(self, dataset: LogDataset) -> None:
+        """Record what data the run used."""
+        with self._lock:
+            self._check_started()
+            self._journal.append(dataset)
 
     def end_run(self, status: Status) -> None:
         with self._lock:

@@ -8,7 +8,6 @@ import pyarrow as pa
 from orchestrator.data.sources.read import Source, open_source
 from orchestrator.spec.data import DataSection
 
-
 BY_FILES = {"kind": "given", "files": {"train": ["**"]}}
 """A split for which rows must tell their files."""
 

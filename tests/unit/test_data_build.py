@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from orchestrator.data.prepared.manifest import QUALITY, QUALITY_PAGE
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.data.preparing import passes
 from orchestrator.data.preparing.mapper import Mapper
 from orchestrator.data.preparing.prepare import prepare
-from orchestrator.data.preparing.reports import QUALITY, QUALITY_PAGE, notable
+from orchestrator.data.preparing.reports import notable
 from orchestrator.data.quality.report import QualityReport
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import DataSection

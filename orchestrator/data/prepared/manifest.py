@@ -13,6 +13,10 @@ from orchestrator.data.sources.fingerprint import hash_file
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 EXAMPLE = "example.arrow"
+QUALITY, DRIFT = "quality.json", "drift.json"
+QUALITY_PAGE, DRIFT_PAGE, CORRUPT = "quality.html", "drift.html", "corrupt.csv"
+PAGES = (QUALITY_PAGE, DRIFT_PAGE, CORRUPT)
+"""The reports for people."""
 
 
 class Shard(NamedTuple):
@@ -84,6 +88,14 @@ class Manifest:
             Shard(entry["file"], entry["rows"], **self.files[entry["file"]])
             for entry in self.shards.get(part, [])
         )
+
+    def summary(self) -> str:
+        """One line: the rows that were read, what cleaning did to them, and the rows of each part."""
+        steps = [f"{step['step']} {step['rows']:,}" for step in self.cleaning]
+        steps += [f"corrupt {self.corrupt:,}"] if self.corrupt else []
+        cleaned = f"; cleaned: {', '.join(steps)}" if steps else ""
+        parts = ", ".join(f"{part} {count:,}" for part, count in self.rows.items())
+        return f"data: {self.rows_read:,} rows read{cleaned}; {parts}"
 
     @property
     def total_bytes(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.data.cleaning.corrupt import CorruptLog
+from orchestrator.data.prepared.manifest import CORRUPT, DRIFT, DRIFT_PAGE, QUALITY, QUALITY_PAGE
 from orchestrator.data.quality.advice import warnings
 from orchestrator.data.quality.drift import compare, verdicts
 from orchestrator.data.quality.drift_page import drift_html
@@ -19,10 +20,6 @@ from orchestrator.data.quality.report import QualityReport
 from orchestrator.data.quality.survey import QualityPartial
 from orchestrator.storage import Folder
 
-QUALITY, DRIFT = "quality.json", "drift.json"
-QUALITY_PAGE, DRIFT_PAGE, CORRUPT = "quality.html", "drift.html", "corrupt.csv"
-PAGES = (QUALITY_PAGE, DRIFT_PAGE, CORRUPT)
-"""Those for people."""
 _SHOWN = 5
 
 
