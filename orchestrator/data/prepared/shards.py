@@ -6,10 +6,11 @@ The columns are `features`, `target` and `row` (the row's number in the source).
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +84,8 @@ def open_shard(file: Path, num_rows: int, *, load: bool = False) -> OpenShard:
     """
     # A private map is writable, so torch takes it without a copy or a warning; nothing reaches the file.
     with file.open("rb") as stream:
+        if load and hasattr(os, "posix_fadvise"):  # other threads go on meanwhile, unlike with mmap's own
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
     whole = pa.py_buffer(mapped)
     with pa.ipc.open_file(whole) as reader:
@@ -90,9 +93,7 @@ def open_shard(file: Path, num_rows: int, *, load: bool = False) -> OpenShard:
     if batch.num_rows != num_rows:
         raise DataError(f"{file} holds {batch.num_rows} rows, its manifest says {num_rows}")
     if load:
-        if hasattr(mmap, "MADV_WILLNEED"):
-            mapped.madvise(mmap.MADV_WILLNEED)
-        np.frombuffer(mapped, np.uint8)[::_PAGE_BYTES].max()  # other threads go on meanwhile
+        np.frombuffer(mapped, np.uint8)[::_PAGE_BYTES].max()
 
     def view(array: pa.Array) -> NDArray[Any]:
         wide = pa.types.is_fixed_size_list(array.type)
@@ -139,17 +140,18 @@ class OpenShards:
         return future.result()
 
     def keep(self, indices: Iterable[int]) -> None:
-        """Let go of all others, and open these, in this order."""
+        """Let go of all others, and open these, two at a time: that keeps disks and networks busy."""
         wanted = list(indices)
         with self._lock:
             for index in self._open.keys() - set(wanted):
                 del self._open[index]
-        for index in wanted:
-            self.get(index)
+        if wanted:
+            with ThreadPoolExecutor(2, thread_name_prefix="shards") as pool:
+                list(pool.map(self.get, wanted))
 
     def indices(self) -> list[int]:
         with self._lock:
-            return list(self._open)
+            return sorted(self._open)
 
     def _let_go(self) -> None:
         if self._most_bytes is None:
