@@ -12,9 +12,10 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -116,10 +117,29 @@ def connect(tracking_uri: str) -> Any:
         registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri
         # Making the client already makes tables.
         with _alone(sqlite_file(tracking_uri)):
+            _make_tables(sqlite_file(tracking_uri))
             client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
-            if sqlite_file(tracking_uri) is not None:
-                client.search_registered_models(max_results=1)
     return client
+
+
+def _make_tables(database: Path | None) -> None:
+    """Make a new sqlite file with MLflow's tables, whole or not at all.
+
+    That takes seconds, on a busy machine a minute; a process that ended meanwhile would leave some of the tables,
+    which MLflow can neither use nor complete.
+    """
+    if database is None or (database.exists() and database.stat().st_size):
+        return
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as folder:
+        fresh, copy = Path(folder) / "fresh.db", Path(folder) / "copy.db"
+        uri = f"sqlite:///{fresh}"
+        MlflowClient(tracking_uri=uri, registry_uri=uri).search_registered_models(max_results=1)
+        # A copy: MLflow keeps its connections to the other one.
+        with closing(sqlite3.connect(fresh)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+        copy.replace(database)
 
 
 @contextmanager
@@ -203,6 +223,8 @@ def _translate(error: Exception, tracking_uri: str, *, uploading: bool) -> SinkR
     from requests import HTTPError, RequestException
 
     reason = f"{type(error).__name__}: {error}"
+    if sqlite_file(tracking_uri) is not None and "already exists" in reason and "CREATE TABLE" in reason:
+        reason = "a process that ended while it made this database left it half made; if it holds no runs, remove it"
     if isinstance(error, HTTPError) and error.response is not None:
         code = error.response.status_code
         for_good = 400 <= code < 500 and code not in (401, 403, 404, 408, 425, 429)

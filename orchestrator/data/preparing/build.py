@@ -7,10 +7,10 @@ row and stays here; rows themselves are read where a pass runs, and left where t
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,10 @@ def build(
 ) -> Manifest:
     """Prepare a section's data into an empty folder; the manifest is written last.
 
-    `named` are the key, the fingerprint and the lineage. `memo` is that of the source's fingerprint. `mapper` chooses, by the number of chunks, where passes run;
-    elsewhere than in this process they must see the folder. Raises SourceError where the data does not fit the
-    section or the task, DataError where too much of it is corrupt.
+    `named` are the key, the fingerprint and the lineage, `memo` is that of the fingerprint, `earlier` what the same
+    settings prepared before. `mapper` chooses, by the number of chunks, where passes run; elsewhere than in this
+    process they must see the folder. Raises SourceError where the data does not fit the section or the task,
+    DataError where too much of it is corrupt.
     """
     source = open_source(section, section.preparation.chunk_size, search_paths=sys.path, memo=memo)
     if not source.chunks:
@@ -190,7 +191,7 @@ class _Build:
                 None if target is None else target.values[start:stop],
             )
             for piece, chunk, first_row, (start, stop) in zip(
-                numbered, chunks, first_rows[:-1], pairwise(ends), strict=True
+                numbered, chunks, first_rows[:-1], itertools.pairwise(ends), strict=True
             )
         ]
         return target, shares
@@ -206,7 +207,7 @@ class _Build:
     ) -> Manifest:
         """The manifest, and the files beside the shards."""
         section, folder = self.section, self.folder
-        shards = {part: [one.shards[part] for one in encoded if part in one.shards] for part in PARTS}
+        shards = {part: [shard for one in encoded for shard in one.shards.get(part, ())] for part in PARTS}
         rows = {part: sum(shard.rows for shard in written) for part, written in shards.items()}
         if target is None:
             assert section.text is not None
@@ -282,11 +283,11 @@ def _records(
 ) -> Iterator[ChunkRecord]:
     """What the next preparation wants to know of each chunk."""
     for share, one, corrupt in zip(shares, encoded, cleaning.by_chunk, strict=True):
-        shards = one.shards.values()
+        shards = list(itertools.chain.from_iterable(one.shards.values()))
         yield ChunkRecord(
             fingerprint=share.numbered.chunk.fingerprint,
             first_row=share.first_row,
-            shards={part: shard.file for part, shard in one.shards.items()},
+            shards={part: [shard.file for shard in written] for part, written in one.shards.items()},
             corrupt=corrupt.records,
             linked=bool(shards) and all(shard.linked for shard in shards),
         )

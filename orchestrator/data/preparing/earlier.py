@@ -6,6 +6,7 @@ Of a chunk that is known, images need not be decoded, and a shard that would be 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ class ChunkRecord:
 
     fingerprint: str
     first_row: int
-    shards: Mapping[str, str]
+    shards: Mapping[str, Sequence[str]]
     corrupt: Sequence[CorruptRecord]
     linked: bool = False
     """All of its shards are files of data that was prepared earlier."""
@@ -53,7 +54,7 @@ class KnownChunk:
 
     folder: Path
     first_row: int
-    shards: Mapping[str, Shard]
+    shards: Mapping[str, Sequence[Shard]]
     corrupt: Sequence[CorruptRecord]
 
     def pixels(
@@ -64,16 +65,18 @@ class KnownChunk:
         pixels = np.zeros((len(rows), *shape), np.uint8)
         corrupt = [record for record in self.corrupt if record.row in set(rows.tolist())]
         missing = np.isin(rows, [record.row for record in corrupt], invert=True)
-        for shard in self.shards.values():
+        for shard in itertools.chain.from_iterable(self.shards.values()):
             opened = open_shard(self.folder / shard.file, shard.rows)
             _, here, there = np.intersect1d(rows, opened.rows - self.first_row, return_indices=True)
             pixels[here] = opened.features[there].reshape(-1, *shape)
             missing[here] = False
         return None if missing.any() else (pixels, corrupt)
 
-    def link(self, folder: Path, part: str, index: int, columns: Columns) -> WrittenShard | None:
-        """The earlier shard of this part under a new name, where it holds just these features, targets and rows."""
-        shard = self.shards.get(part)
+    def link(self, folder: Path, part: str, piece: int, index: int, columns: Columns) -> WrittenShard | None:
+        """The earlier shard number `piece` of this part as number `index` in a folder, where it holds just these
+        features, targets and rows."""
+        shards = self.shards.get(part, ())
+        shard = shards[piece] if piece < len(shards) else None
         if shard is None or shard.rows != len(columns[2]):
             return None
         opened = open_shard(self.folder / shard.file, shard.rows)
@@ -104,7 +107,7 @@ class Earlier:
                 by_file = {
                     shard.file: shard for part in record.shards for shard in self.manifest.shards_of(part)
                 }
-                shards = {part: by_file[file] for part, file in record.shards.items()}
+                shards = {part: [by_file[file] for file in files] for part, files in record.shards.items()}
                 return KnownChunk(self.folder, record.first_row, shards, record.corrupt)
         return None
 

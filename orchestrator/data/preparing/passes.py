@@ -27,7 +27,7 @@ from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import array_matrix, categorical_columns, require_complete
 from orchestrator.data.features.statistics import fold_numbers, row_keys
 from orchestrator.data.features.survey import FeaturePartial, survey_features
-from orchestrator.data.prepared.shards import WrittenShard, write_shard
+from orchestrator.data.prepared.shards import SHARD_BYTES, WrittenShard, write_shard
 from orchestrator.data.preparing.earlier import Columns, KnownChunk
 from orchestrator.data.preparing.kept import Kept, Spooled
 from orchestrator.data.quality.survey import QualityPartial, survey_quality
@@ -39,6 +39,8 @@ from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
 
 EXAMPLE_ROWS = 5
+_MOST_PIECES = 1000
+"""Of a chunk; they are numbered by it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Share:
 class Encoded:
     """The shards that a chunk gave, by part, and raw rows of its training part (at most five)."""
 
-    shards: Mapping[str, WrittenShard]
+    shards: Mapping[str, Sequence[WrittenShard]]
     example: pa.Table | None
 
 
@@ -175,10 +177,10 @@ def survey_chunk(
 def encode_chunk(
     section: DataSection, program: Program, pipeline: Pipeline, seed: int, folder: Folder, share: Share
 ) -> Encoded:
-    """Write a chunk's rows as one shard for each part that has some."""
+    """Write a chunk's rows as shards of each part that has some."""
     kept = share.kept.load()
     table = _finished(program, share, kept)
-    shards: dict[str, WrittenShard] = {}
+    shards: dict[str, list[WrittenShard]] = {}
     example = np.empty(0, np.int64)
     for part in PARTS:
         if share.targets is None:
@@ -197,19 +199,23 @@ def encode_chunk(
             example = np.unique(source_rows)[:EXAMPLE_ROWS]
         columns = (features, targets, share.first_row + source_rows)
         with local_folder(folder) as place:
-            shards[part] = _shard(place, part, share.numbered, columns)
+            shards[part] = list(_write(place, part, share.numbered, columns))
     names = list(pipeline.raw_schema.columns)
     raw = share.numbered.chunk.read([]).select(names).take(pa.array(example)) if len(example) else None
     return Encoded(shards, raw)
 
 
-def _shard(folder: Path, part: str, numbered: Numbered, columns: Columns) -> WrittenShard:
-    """The shard that an earlier preparation has, or a new one."""
-    if numbered.known is not None:
-        linked = numbered.known.link(folder, part, numbered.index, columns)
-        if linked is not None:
-            return linked
-    return write_shard(folder, part, numbered.index, *columns)
+def _write(folder: Path, part: str, numbered: Numbered, columns: Columns) -> Iterator[WrittenShard]:
+    """Rows as shards of a size that streaming can hold several of; those that an earlier preparation has, linked."""
+    rows_per_shard = max(1, SHARD_BYTES // max(1, columns[0][0].nbytes + columns[1][0].nbytes + 8))
+    for piece, start in enumerate(range(0, len(columns[2]), rows_per_shard)):
+        features, targets, rows = (column[start : start + rows_per_shard] for column in columns)
+        index = numbered.index * _MOST_PIECES + piece
+        cut = (features, targets, rows)
+        known = numbered.known
+        yield (known and known.link(folder, part, piece, index, cut)) or write_shard(
+            folder, part, index, *cut
+        )
 
 
 @contextlib.contextmanager
