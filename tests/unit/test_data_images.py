@@ -1,6 +1,7 @@
 """Decoding: size, mode, and what damaged files do."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,3 +57,17 @@ def test_damaged_images_are_named(kind: str) -> None:
     assert not pixels[1:].any()
     assert "row 1 (cut): " in str(corrupt[0])
     assert str(corrupt[1]) == "row 2 (text): no known image format"
+
+
+@pytest.mark.parametrize(("mode", "name"), [("RGB", "rgb"), ("L", "grayscale")])
+def test_a_jpeg_decoded_at_a_fraction_looks_like_the_whole(mode: str, name: Any) -> None:
+    """A photograph-like picture, eight times as large as wanted, against decoding all of it."""
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    large = Image.fromarray(coarse).resize((512, 384), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    large.save(buffer, "JPEG", quality=90)
+    pixels, _ = decode_images(pa.chunked_array([[buffer.getvalue()]]), (48, 64), name)
+    whole = Image.open(buffer).convert(mode).resize((64, 48), Image.Resampling.BILINEAR)
+    difference = np.abs(pixels[0].astype(int) - np.asarray(whole, int).reshape(48, 64, -1))
+    assert difference.mean() < 1
+    assert difference.max() < 12

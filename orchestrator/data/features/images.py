@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from orchestrator.data.columns import image_bytes
 
 _CHANNELS = {"rgb": 3, "grayscale": 1}
+_MODES = {"rgb": "RGB", "grayscale": "L"}
+"""What Pillow calls them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ def _decode(data: bytes | None, size: tuple[int, int], mode: str) -> NDArray[np.
         raise ValueError("no bytes")
     height, width = size
     with Image.open(io.BytesIO(data)) as image:
-        converted = image.convert("RGB" if mode == "rgb" else "L")
+        # A JPEG is decoded at a fraction of its size, but at twice the wanted one at least, which cannot be told
+        # from the whole after resizing (Pillow's own thumbnails are made so), and takes a fraction of the time.
+        image.draft(_MODES[mode], (2 * width, 2 * height))
+        converted = image.convert(_MODES[mode])
     if converted.size != (width, height):
         converted = converted.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(converted, dtype=np.uint8).reshape(height, width, -1)

@@ -27,6 +27,11 @@ Columns = tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]
 """Of a shard: features, targets, and the rows' numbers in the source."""
 
 
+def rows_of(records: Sequence[CorruptRecord], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of these rows the records name, (rows,)."""
+    return np.isin(rows, [record.row for record in records if record.row is not None])
+
+
 @dataclass(frozen=True)
 class ChunkRecord:
     """What the manifest keeps of a chunk: its fingerprint, the number of its first row in the source, the files of
@@ -64,7 +69,7 @@ class KnownChunk:
         the corrupt ones. None where the earlier preparation had dropped one of them."""
         pixels = np.zeros((len(rows), *shape), np.uint8)
         corrupt = [record for record in self.corrupt if record.row in set(rows.tolist())]
-        missing = np.isin(rows, [record.row for record in corrupt], invert=True)
+        missing = ~rows_of(corrupt, rows)
         for shard in itertools.chain.from_iterable(self.shards.values()):
             opened = open_shard(self.folder / shard.file, shard.rows)
             _, here, there = np.intersect1d(rows, opened.rows - self.first_row, return_indices=True)

@@ -28,7 +28,7 @@ from orchestrator.data.features.schema import array_matrix, categorical_columns,
 from orchestrator.data.features.statistics import fold_numbers, row_keys
 from orchestrator.data.features.survey import FeaturePartial, survey_features
 from orchestrator.data.prepared.shards import SHARD_BYTES, WrittenShard, write_shard
-from orchestrator.data.preparing.earlier import Columns, KnownChunk
+from orchestrator.data.preparing.earlier import Columns, KnownChunk, rows_of
 from orchestrator.data.preparing.kept import Kept, Spooled
 from orchestrator.data.quality.survey import QualityPartial, survey_quality
 from orchestrator.data.sources.chunks import Chunk, Unreadable
@@ -104,7 +104,7 @@ def clean_chunk(
     if pipeline.raw_schema.kind == "encoded_image":
         pixels, damaged = _decoded(pipeline, cleaned, numbered.known)
         if damaged:
-            keep = np.isin(cleaned.rows, [record.row for record in damaged], invert=True)
+            keep = ~rows_of(damaged, cleaned.rows)
             cleaned, pixels = cleaned.keep(keep), pixels[keep]
             corrupt += damaged
     categorical = categorical_columns(section, pipeline.raw_schema)
