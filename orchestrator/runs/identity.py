@@ -20,6 +20,7 @@ from orchestrator.user_code import hash_modules
 
 _OBJECT_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 _FREE_TRAIN_KEYS = {"max_epochs", "max_steps"}
+_FREE_DATA_KEYS = {"quality"}
 _WORDS = {
     "code": "the user's code",
     "data_fingerprint": "the content of the data",
@@ -87,6 +88,10 @@ def _identified(spec: Mapping[str, Any]) -> dict[str, Any]:
     parts = {name: spec[name] for name in ("data", "model", "train", "seed") if name in spec}
     if isinstance(parts.get("train"), dict):
         parts["train"] = {key: value for key, value in parts["train"].items() if key not in _FREE_TRAIN_KEYS}
+    if isinstance(parts.get("data"), dict):
+        parts["data"] = {key: value for key, value in parts["data"].items() if key not in _FREE_DATA_KEYS}
+        if isinstance(parts["data"].get("preparation"), dict):
+            parts["data"]["preparation"] = {**parts["data"]["preparation"], "by": "auto"}
     if isinstance(spec.get("init_from"), Mapping):
         parts["init_from"] = {key: value for key, value in spec["init_from"].items() if key != "uri"}
     return parts

@@ -19,6 +19,10 @@ def test_free_keys_do_not_count_and_all_others_do() -> None:
         {"description": "new words"},
     ):
         assert identity_of(make_spec(**same)) == base, same
+    data = make_spec().model_dump(mode="json")["data"]
+    for free in ({"quality": {"report": False}}, {"preparation": {"by": "ray"}}):
+        assert identity_of(make_spec(data=data | free)) == base, free
+    assert identity_of(make_spec(data=data | {"preparation": {"chunk_size": 10**6}})) != base
     for other, section in (
         ({"seed": 1}, "seed"),
         ({"model": {"name": "mlp"}}, "model"),
