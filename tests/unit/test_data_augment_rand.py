@@ -102,7 +102,9 @@ def test_every_operation_is_drawn_equally_often_and_does_one_thing() -> None:
     images = pixels().float()[N // 2 : N // 2 + 1].expand(1400, -1, -1, -1)
     step = RandAugment(kind="rand_augment", num_ops=1, magnitude=20)
     rows = np.arange(1400)
-    plan = plan_augment([step], seed=5, epoch=1, rows=rows, num_rows=1400, input_shape=(3, HEIGHT, WIDTH))
+    plan = plan_augment(
+        [step], seed=5, epoch=1, rows=rows, blocks=np.array([1400]), input_shape=(3, HEIGHT, WIDTH)
+    )
     bounds = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 255.0)
     ours = augment(images, plan, bounds)
     drawn, side = uniform(5, 1, 0, rows, 2)
@@ -129,7 +131,9 @@ def test_operations_follow_each_other() -> None:
 
     def changed(num_ops: int, magnitude: float = 12) -> torch.Tensor:
         step = RandAugment(kind="rand_augment", num_ops=num_ops, magnitude=magnitude)
-        plan = plan_augment([step], seed=5, epoch=1, rows=rows, num_rows=N, input_shape=(3, HEIGHT, WIDTH))
+        plan = plan_augment(
+            [step], seed=5, epoch=1, rows=rows, blocks=np.array([N]), input_shape=(3, HEIGHT, WIDTH)
+        )
         return augment(images, plan, bounds)
 
     one, two = changed(1), changed(2)
@@ -146,7 +150,7 @@ def test_the_range_is_the_pixels_own_where_it_is_known() -> None:
     mean, std = torch.tensor([90.0, 110, 130]).reshape(3, 1, 1), torch.tensor([40.0, 60, 80]).reshape(3, 1, 1)
     step = RandAugment(kind="rand_augment", magnitude=20)
     plan = plan_augment(
-        [step], seed=5, epoch=1, rows=np.arange(N), num_rows=N, input_shape=(3, HEIGHT, WIDTH)
+        [step], seed=5, epoch=1, rows=np.arange(N), blocks=np.array([N]), input_shape=(3, HEIGHT, WIDTH)
     )
     of_bytes = augment(images, plan, (torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 255.0)))
     bounds = ((0 - mean) / std)[None], ((255 - mean) / std)[None]
@@ -164,7 +168,7 @@ def test_tiny_images() -> None:
         images = torch.rand(N, *shape)
         plan = plan_augment(
             [RandAugment(kind="rand_augment", num_ops=3)],
-            seed=5, epoch=1, rows=np.arange(N), num_rows=N, input_shape=shape,
+            seed=5, epoch=1, rows=np.arange(N), blocks=np.array([N]), input_shape=shape,
         )  # fmt: skip
         changed = augment(images, plan)
         assert changed.shape == images.shape

@@ -30,7 +30,7 @@ def images() -> torch.Tensor:
 
 def changed(given: TorchvisionStep, rows: Any = None, *, epoch: int = 1) -> torch.Tensor:
     rows = np.arange(N) if rows is None else np.asarray(rows)
-    plan = plan_augment([given], seed=5, epoch=epoch, rows=rows, num_rows=N, input_shape=SHAPE)
+    plan = plan_augment([given], seed=5, epoch=epoch, rows=rows, blocks=np.array([N]), input_shape=SHAPE)
     return augment(images()[rows], plan, BOUNDS)
 
 

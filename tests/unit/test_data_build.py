@@ -150,7 +150,7 @@ def test_too_many_unreadable_records_name_them(tmp_path: Path) -> None:
     good.parent.mkdir()
     pq.write_table(table(), good)
     bad.write_bytes(good.read_bytes()[:1000])
-    with pytest.raises((DataError, SourceError), match="bad.parquet"):
+    with pytest.raises((DataError, SourceError), match=r"bad\.parquet"):
         prepare(section(good.parent, 2**20), task="auto", seed=0, storage=Folder.at(tmp_path))
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.data.hashing import hash_column, hash_rows
-from orchestrator.data.split import PARTS, part_codes, split_rows, split_survey
+from orchestrator.data.splitting.rows import PARTS, part_codes, split_rows
+from orchestrator.data.splitting.survey import split_survey
 from orchestrator.spec.data import Split
 
 COLUMNS: dict[str, Any] = {
