@@ -48,7 +48,7 @@ def part_documents(
     pieces: dict[str, list[Piece]] = {name: [] for name in PARTS}
     if parts is not None:
         for code, name in enumerate(PARTS):
-            pieces[name] = [Piece(int(row), texts[row]) for row in np.flatnonzero(parts == code)]
+            pieces[name] = [Piece(row, texts[row]) for row in np.flatnonzero(parts == code).tolist()]
         return pieces
     ends = np.cumsum([split.train, split.val, split.test])
     for row, text in enumerate(texts):
