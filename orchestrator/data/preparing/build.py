@@ -143,7 +143,7 @@ class _Build:
         features, look = next(surveys)
         for more, other in surveys:
             features = features.merge(more)
-            look = look.merge(other) if look is not None and other is not None else None
+            look = look.join(other) if look is not None and other is not None else None
         return features, look
 
     def _shared_out(

@@ -40,7 +40,7 @@ def join_quality(partials: Iterable[QualityPartial]) -> QualityPartial:
     first = next(iterator, None)
     if first is None:
         raise SourceError("the source has no rows", "look at data.source")
-    return reduce(QualityPartial.merge, iterator, first)
+    return reduce(QualityPartial.join, iterator, first)
 
 
 def merge_quality(partials: Iterable[QualityPartial]) -> QualityReport:

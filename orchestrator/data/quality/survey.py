@@ -85,7 +85,7 @@ class QualityPartial:
     """Its columns are, by `("hash", name)`, the values' hashes and, by `("number", name)`, numbers, NaN where there is
     none; each (rows,)."""
 
-    def merge(self, other: QualityPartial) -> QualityPartial:
+    def join(self, other: QualityPartial) -> QualityPartial:
         """What both say together; the chunk of `self` comes first."""
         train, val, test = (
             mine.merge(others) for mine, others in zip(self.classes, other.classes, strict=True)
