@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data.cleaning.hashing import first_of_equals, hash_rows, is_hashable, mix
+from orchestrator.data.cleaning.rows import first_of_equals
 from orchestrator.data.columns import null_rows
+from orchestrator.data.hashing import hash_rows_128, is_hashable
+from orchestrator.data.splitmix import mix
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import DropDuplicates
 from tests.unit.cleaning_case import clean
@@ -55,7 +57,7 @@ def test_rows_are_told_apart_exactly(name: str) -> None:
     assert is_hashable(kind)
     order = np.random.default_rng(0).integers(0, len(values), 60)
     column = pa.array([values[i] for i in order], kind, from_pandas=False)
-    hashes = hash_rows(pa.table({"a": column}), ["a"])
+    hashes = hash_rows_128(pa.table({"a": column}), ["a"])
     assert hashes.shape == (60, 2)
     assert hashes.dtype == np.uint64
     groups = np.unique(hashes, axis=0, return_inverse=True)[1].ravel()
@@ -63,21 +65,31 @@ def test_rows_are_told_apart_exactly(name: str) -> None:
     assert len(pairs) == len(set(groups.tolist())) == len(set(order.tolist()))
     # Slices, copies and other cuts of the same rows have the same hashes.
     cut = pa.concat_tables([pa.table({"a": column.slice(0, 7)}), pa.table({"a": column.slice(7)})])
-    np.testing.assert_array_equal(hash_rows(cut, ["a"]), hashes)
-    np.testing.assert_array_equal(hash_rows(pa.table({"a": column.slice(31)}), ["a"]), hashes[31:])
+    np.testing.assert_array_equal(hash_rows_128(cut, ["a"]), hashes)
+    np.testing.assert_array_equal(hash_rows_128(pa.table({"a": column.slice(31)}), ["a"]), hashes[31:])
     alone = pa.array([values[order[5]]], kind, from_pandas=False)
-    np.testing.assert_array_equal(hash_rows(pa.table({"a": alone}), ["a"])[0], hashes[5])
-    assert hash_rows(pa.table({"a": column.slice(0, 0)}), ["a"]).shape == (0, 2)
+    np.testing.assert_array_equal(hash_rows_128(pa.table({"a": alone}), ["a"])[0], hashes[5])
+    assert hash_rows_128(pa.table({"a": column.slice(0, 0)}), ["a"]).shape == (0, 2)
 
 
 def test_signs_of_zero_and_kinds_of_nan_make_no_difference() -> None:
     odd = np.array([0x7FF8000000000001, 0xFFF8000000000000], np.uint64).view(np.float64)
     table = pa.table({"a": pa.array([0.0, -0.0, *odd], from_pandas=False)})
-    hashes = hash_rows(table, ["a"])
+    hashes = hash_rows_128(table, ["a"])
     assert (hashes[0] == hashes[1]).all()
     assert (hashes[2] == hashes[3]).all()
     lists = pa.table({"a": pa.array([[0.0], [-0.0]], pa.list_(pa.float64()))})
-    assert (np.diff(hash_rows(lists, ["a"]), axis=0) == 0).all()
+    assert (np.diff(hash_rows_128(lists, ["a"]), axis=0) == 0).all()
+
+
+def test_small_floats_are_no_integers_and_halves_of_a_hash_have_nothing_in_common() -> None:
+    tiny = np.arange(-300, 300) * 5e-324
+    values = np.concatenate([tiny, np.arange(-300.0, 300.0), [2.0**53, -(2.0**53), 2.0**1023, -(2.0**1023)]])
+    hashes = hash_rows_128(pa.table({"a": values}), ["a"])
+    for lane in (0, 1):
+        assert len(np.unique(hashes[:, lane])) == len(np.unique(values))
+    bits = np.unpackbits((hashes[:, 0] ^ hashes[:, 1]).view(np.uint8))
+    assert abs(bits.mean() - 0.5) < 0.02
 
 
 def test_columns_do_not_run_into_each_other() -> None:
@@ -85,18 +97,18 @@ def test_columns_do_not_run_into_each_other() -> None:
         {"a": ["x", "xy", None, "x"], "b": ["yz", "z", "x", None], "c": [1, 2, 3, 4], "d": [2, 1, 4, 3]}
     )
     for names in (["a", "b"], ["b", "a"], ["c", "d"], ["c"], ["a", "b", "c", "d"]):
-        assert len(np.unique(hash_rows(table, names), axis=0)) == 4
-    assert len(np.unique(np.vstack([hash_rows(table, [name]) for name in "cd"]), axis=0)) == 4
+        assert len(np.unique(hash_rows_128(table, names), axis=0)) == 4
+    np.testing.assert_array_equal(hash_rows_128(table, ["b", "a"]), hash_rows_128(table, ["a", "b"]))
 
 
 def test_hashes_never_change() -> None:
     """Chunks may be hashed on machines of different kinds."""
     table = pa.table({"a": [1, None], "b": ["x", "y"], "c": [[1.5], [2.0] * 20]})
-    assert [f"{value:016x}" for value in hash_rows(table, ["a", "b", "c"]).ravel().tolist()] == [
-        "3f5caf70f0f697f4",
-        "d3112f5504467d45",
-        "17f1d5f4cb0ec47c",
-        "2e2433f31a07cbc3",
+    assert [f"{value:016x}" for value in hash_rows_128(table, ["a", "b", "c"]).ravel().tolist()] == [
+        "3aa41aeacd7bdc34",
+        "013c1c1299f660be",
+        "07d5b5e53e98b119",
+        "81c0bf597d2748f2",
     ]
 
 
@@ -110,7 +122,7 @@ def test_mix_is_one_to_one_and_spreads() -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 6), max_size=40), st.lists(st.integers(0, 40), max_size=4))
 def test_the_first_of_equals_stays(values: list[int], cuts: list[int]) -> None:
-    hashes = hash_rows(pa.table({"a": pa.array(values, pa.int64())}), ["a"])
+    hashes = hash_rows_128(pa.table({"a": pa.array(values, pa.int64())}), ["a"])
     places = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
     parts = [hashes[a:b] for a, b in itertools.pairwise(places)]
     kept = first_of_equals(parts)

@@ -17,8 +17,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.data.cleaning import statistics
 from orchestrator.data.cleaning.statistics import (
-    CountsMerger,
-    NumbersMerger,
     clip_numbers,
     merged_columns,
     survey_counts,
@@ -283,6 +281,19 @@ def _cut(count: int, pieces: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(places)]
 
 
+def _numbers(values: Any, pieces: int, limit: int) -> statistics.Numbers:
+    """The survey of values that come in pieces."""
+    found = merged_columns(
+        (
+            {"a": survey_numbers(values[part], np.arange(part.stop - part.start), chunk, limit)}
+            for chunk, part in enumerate(_cut(len(values), pieces))
+        ),
+        limit,
+    )["a"]
+    assert isinstance(found, statistics.Numbers)
+    return found
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.floats(-1e6, 1e6) | st.sampled_from([np.nan, np.inf, -np.inf, 0.0]), max_size=60),
@@ -291,10 +302,7 @@ def _cut(count: int, pieces: int) -> list[slice]:
 )
 def test_moments_survive_any_limit(values: list[float], pieces: int, limit: int) -> None:
     array = np.array(values, dtype=np.float64)
-    merger = NumbersMerger(limit)
-    for chunk, part in enumerate(_cut(len(array), pieces)):
-        merger.add(survey_numbers(array[part], np.arange(part.stop - part.start), chunk, limit))
-    found, known = merger.result(), array[np.isfinite(array)]
+    found, known = _numbers(array, pieces, limit), array[np.isfinite(array)]
     assert found.count == len(known)
     assert len(found.values) <= limit
     assert found.complete == (len(known) <= limit)
@@ -311,10 +319,7 @@ def test_moments_survive_any_limit(values: list[float], pieces: int, limit: int)
 def test_a_sample_is_fair_and_the_same_for_any_values() -> None:
     rng = np.random.default_rng(0)
     values = np.sort(rng.normal(size=200_000))
-    merger = NumbersMerger(10_000)
-    for chunk, part in enumerate(_cut(len(values), 9)):
-        merger.add(survey_numbers(values[part], np.arange(part.stop - part.start), chunk, 10_000))
-    found = merger.result()
+    found = _numbers(values, 9, 10_000)
     assert len(found.values) == 10_000
     assert np.all(np.diff(found.values) >= 0), "in source order"
     shares = [0.01, 0.25, 0.5, 0.75, 0.99]
@@ -322,26 +327,19 @@ def test_a_sample_is_fair_and_the_same_for_any_values() -> None:
     ranks = np.searchsorted(values, statistics.quantiles(found, shares)) / len(values)
     np.testing.assert_allclose(ranks, shares, atol=0.02)
     assert statistics.mean(found) == pytest.approx(values.mean(), abs=1e-12)
-    other = NumbersMerger(10_000)
-    for chunk, part in enumerate(_cut(len(values), 9)):
-        other.add(survey_numbers(-values[part], np.arange(part.stop - part.start), chunk, 10_000))
-    np.testing.assert_array_equal(other.result().values, -found.values)
+    np.testing.assert_array_equal(_numbers(-values, 9, 10_000).values, -found.values)
 
 
 def test_counts_keep_the_most_frequent() -> None:
     rng = np.random.default_rng(0)
     texts = [f"t{value}" for value in np.minimum(rng.geometric(0.01, size=5000), 900)]
-    merger, exact = CountsMerger(100), CountsMerger()
-    for part in _cut(len(texts), 11):
-        counts = survey_counts(pa.chunked_array([texts[part]]))
-        merger.add(counts)
-        exact.add(counts)
-    series = pd.Series(texts)
-    assert statistics.most_frequent_value(exact.result()) == series.mode()[0]
-    assert dict(zip(exact.result().values.to_pylist(), exact.result().counts.tolist(), strict=True)) == (
-        series.value_counts().to_dict()
-    )
-    assert len(merger.result().counts) == 100
+    parts = [{"a": survey_counts(pa.chunked_array([texts[part]]))} for part in _cut(len(texts), 11)]
+    series, exact = pd.Series(texts), merged_columns(parts)["a"]
+    assert isinstance(exact, statistics.Counts)
+    assert statistics.most_frequent_value(exact) == series.mode()[0]
+    counts = dict(zip(exact.values.to_pylist(), exact.counts.tolist(), strict=True))
+    assert counts == series.value_counts().to_dict()
+    assert len(merged_columns(parts, limit=100)["a"].values) == 100
 
 
 def test_surveys_are_read_one_by_one() -> None:

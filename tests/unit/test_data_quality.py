@@ -32,7 +32,7 @@ from orchestrator.data.quality import (
 )
 from orchestrator.data.quality import sketches as sketches_module
 from orchestrator.data.quality.report import QUANTILES, ColumnReport
-from orchestrator.data.split import part_codes, split_rows
+from orchestrator.data.splitting.rows import part_codes, split_rows
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import DataSection, Split
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data.split import PARTS, split_rows
+from orchestrator.data.splitting.rows import PARTS, split_rows
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import Split
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
-from orchestrator.data.split import PARTS, part_codes, split_rows, split_survey
+from orchestrator.data.splitting.rows import PARTS, part_codes, split_rows
+from orchestrator.data.splitting.survey import split_survey
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import Split
 

@@ -1,5 +1,6 @@
 """Fitted transforms of numbers against plain numpy, and that rows may come in any chunks."""
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data.features import statistics
+from orchestrator.data import statistics
+from orchestrator.data.features.categories import FOLDS, fold_numbers
 from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import RawSchema
-from orchestrator.data.features.statistics import FOLDS, Moments, Sample, fold_numbers, row_keys
 from orchestrator.data.features.survey import fit_features, survey_features
 from orchestrator.data.features.transforms import Spread
+from orchestrator.data.splitmix import place_keys
+from orchestrator.data.statistics import Moments, Sample
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import DataSection
 
@@ -43,7 +46,7 @@ def _fit(
     section: DataSection, x: np.ndarray, y: np.ndarray | None = None, chunk: int | None = None
 ) -> Pipeline:
     pipeline = Pipeline(_schema(x))
-    keys = row_keys(np.arange(len(x)))
+    keys = place_keys(np.arange(len(x)))
     step = chunk or len(x)
     partials = [
         survey_features(
@@ -91,7 +94,7 @@ def test_images_are_scaled_per_channel_and_channels_come_first() -> None:
 
 def test_moments_do_not_depend_on_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(1).normal(1000, 0.5, (101, 3))
-    monkeypatch.setattr(statistics, "_CHUNK_VALUES", 21)
+    monkeypatch.setattr(statistics, "_PIECE_VALUES", 21)
     got = Moments.of(x)
     np.testing.assert_allclose(got.mean, x.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(got.std, x.std(axis=0), rtol=1e-9)
@@ -125,7 +128,7 @@ def test_arrays_of_one_axis_are_scaled_per_place() -> None:
     x = np.random.default_rng(0).normal(5, 3, (40, 6)).astype(np.float32)
     pipeline = Pipeline(RawSchema("array", ("steps",), ("float32",), (6,)))
     table = pa.table({"steps": pa.FixedShapeTensorArray.from_numpy_ndarray(x)})
-    section, keys = _section(ROBUST), row_keys(np.arange(40))
+    section, keys = _section(ROBUST), place_keys(np.arange(40))
     partial = survey_features(section, pipeline, table, np.ones(40, bool), None, keys)
     (fitted,) = fit_features(section, pipeline, [partial]).transforms
     np.testing.assert_allclose(fitted.shift, np.median(x, axis=0), rtol=1e-6)
@@ -135,7 +138,7 @@ def test_images_in_chunks_are_surveyed_as_they_are_decoded_already() -> None:
     x = np.random.default_rng(0).integers(0, 256, (30, 5, 4, 3), dtype=np.uint8)
     section, pipeline = _section(STANDARDIZE), Pipeline(_schema(x))
     train = np.arange(30) % 3 > 0
-    keys = row_keys(np.arange(30))
+    keys = place_keys(np.arange(30))
     partials = [
         survey_features(section, pipeline, pa.table({}), train[rows], None, keys[rows], encoded=x[rows])
         for rows in (slice(0, 7), slice(7, 30))
@@ -149,40 +152,51 @@ def test_only_training_rows_are_looked_at() -> None:
     x = np.arange(20, dtype=np.float32).reshape(10, 2)
     section, pipeline = _section(STANDARDIZE), Pipeline(_schema(x))
     train = np.arange(10) < 4
-    keys = row_keys(np.arange(10))
+    keys = place_keys(np.arange(10))
     fitted = fit_features(
         section, pipeline, [survey_features(section, pipeline, _rows(x), train, None, keys)]
     )
     np.testing.assert_allclose(fitted.transforms[0].shift, x[:4].mean(axis=0))
 
 
-def test_quantiles_of_many_rows_come_from_a_sample_that_no_chunk_changes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(statistics, "SAMPLE_ROWS", 2000)
+def test_a_sample_of_many_rows_is_one_that_no_chunk_changes() -> None:
     x = np.random.default_rng(0).normal(size=(30_000, 2)).astype(np.float32)
-    keys = row_keys(np.arange(len(x)))
+    keys = place_keys(np.arange(len(x)))
 
     def sample(step: int) -> Sample:
-        samples = [Sample.of(keys[i : i + step], x[i : i + step]) for i in range(0, len(x), step)]
-        merged = samples[0]
-        for one in samples[1:]:
-            merged = merged.merge(one)
-        assert len(merged.keys) == 2000
-        return merged
+        pieces = [slice(i, i + step) for i in range(0, len(x), step)]
+        samples = [Sample.of(keys[rows], {"x": x[rows]}, 2000) for rows in pieces]
+        one_by_one, at_once = reduce(Sample.merge, samples), samples[0].merge(*samples[1:])
+        np.testing.assert_array_equal(one_by_one.columns["x"], at_once.columns["x"])
+        return at_once
 
-    np.testing.assert_array_equal(sample(30_000).quartiles(), sample(700).quartiles())
-    np.testing.assert_allclose(sample(700).quartiles().T, [[-0.674, 0, 0.674]] * 2, atol=0.1)
+    kept = sample(700)
+    np.testing.assert_array_equal(kept.columns["x"], sample(30_000).columns["x"])
+    np.testing.assert_array_equal(kept.columns["x"], x[np.sort(np.argsort(keys)[:2000])])
+    quartiles = np.quantile(kept.columns["x"], [0.25, 0.5, 0.75], axis=0)
+    np.testing.assert_allclose(quartiles.T, [[-0.674, 0, 0.674]] * 2, atol=0.1)
+    shuffled = kept.shuffled()
+    assert (np.diff(shuffled.keys.astype(object)) > 0).all()
+    assert sorted(map(tuple, shuffled.columns["x"])) == sorted(map(tuple, kept.columns["x"]))
+
+
+def test_moments_of_no_rows_and_of_huge_numbers() -> None:
+    none, huge = Moments.of(np.zeros((0, 1))), Moments.of(np.array([[1e308], [5e307], [-1e308]]))
+    assert none.count == 0
+    assert none.merge(huge) is huge
+    assert huge.merge(none) is huge
+    assert (huge.low[0], huge.high[0]) == (-1e308, 1e308)
+    assert np.isinf(huge.merge(huge).std[0])
 
 
 def test_keys_are_all_different_and_folds_equal_in_size() -> None:
-    keys = np.concatenate([row_keys(np.arange(20_000), chunk=chunk, seed=3) for chunk in range(5)])
+    keys = np.concatenate([place_keys(np.arange(20_000), chunk=chunk, seed=3) for chunk in range(5)])
     assert len(np.unique(keys)) == len(keys)
     shares = np.bincount(fold_numbers(keys)) / len(keys)
     np.testing.assert_allclose(shares, [1 / FOLDS] * FOLDS, atol=0.01)
-    assert row_keys(np.array([7]))[0] == row_keys(np.arange(10))[7]
+    assert place_keys(np.array([7]))[0] == place_keys(np.arange(10))[7]
     assert not np.array_equal(
-        fold_numbers(row_keys(np.arange(50))), fold_numbers(row_keys(np.arange(50), seed=1))
+        fold_numbers(place_keys(np.arange(50))), fold_numbers(place_keys(np.arange(50), seed=1))
     )
 
 

@@ -28,12 +28,13 @@ from sklearn.preprocessing import (
 )
 
 from orchestrator.data.features import categories
+from orchestrator.data.features.categories import FOLDS, fold_numbers
 from orchestrator.data.features.encoders import bucket_number
 from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import describe_features
-from orchestrator.data.features.statistics import FOLDS, fold_numbers, row_keys
 from orchestrator.data.features.survey import fit_features, survey_features
 from orchestrator.data.preparing.prepare import prepare
+from orchestrator.data.splitmix import place_keys
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
@@ -61,7 +62,7 @@ NEW = pd.DataFrame(
     }
 )
 FEATURES = list(NEW.columns)
-KEYS = row_keys(np.arange(ROWS), seed=1)
+KEYS = place_keys(np.arange(ROWS), seed=1)
 
 
 def _section(*steps: dict[str, Any], features: list[str] | None = None) -> DataSection:
@@ -260,7 +261,7 @@ def test_a_random_target_does_not_leak_into_its_own_rows() -> None:
     n = 4000
     frame = pd.DataFrame({"id": rng.integers(0, n // 3, n).astype(str), "y": rng.normal(size=n)})
     section = _section(_step("target", "id", smooth=1.0), features=["id"])
-    keys = row_keys(np.arange(n))
+    keys = place_keys(np.arange(n))
     pipeline = _fit(section, frame, keys=keys)
     naive = pipeline.encode(frame)[:, 0]
     guarded = pipeline.encode_training(frame, fold_numbers(keys))[:, 0]
@@ -316,7 +317,7 @@ def test_unknown_categories_and_nulls(
     section = _section({**step, "columns": ["x"]}, features=["x"])
     pipeline = Pipeline(describe_features(table, section))
     partial = survey_features(
-        section, pipeline, table, np.ones(4, bool), table["y"].to_numpy(), row_keys(np.arange(4))
+        section, pipeline, table, np.ones(4, bool), table["y"].to_numpy(), place_keys(np.arange(4))
     )
     fitted = fit_features(section, pipeline, [partial])
     unknown = [3.0] if step["kind"] == "target" else unknown
@@ -332,7 +333,7 @@ def test_unknown_categories_and_nulls(
         np.testing.assert_allclose(_inputs(fitted, rows), expected)
     # Where the training part has no null, a null is unknown.
     partial = survey_features(
-        section, pipeline, table, np.arange(4) < 2, table["y"].to_numpy(), row_keys(np.arange(4))
+        section, pipeline, table, np.arange(4) < 2, table["y"].to_numpy(), place_keys(np.arange(4))
     )
     fitted = fit_features(section, pipeline, [partial])
     np.testing.assert_array_equal(*_inputs(fitted, {"x": [None, new]}))
@@ -359,7 +360,7 @@ def test_encoders_do_not_depend_on_chunks(rows: list[tuple[str | None, int]], ch
     table = pa.table({"x": pa.array(names, pa.string()), "k": frame["k"], "y": y})
     section = _section(_step("target", "x"), _step("one_hot", "k"), features=["x", "k"])
     pipeline = Pipeline(describe_features(table, section), classes=["p", "q", "r"])
-    keys = row_keys(np.arange(len(rows)))
+    keys = place_keys(np.arange(len(rows)))
 
     def fitted(step: int) -> Pipeline:
         partials = [

@@ -10,7 +10,8 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-_GOLDEN = 0x9E3779B97F4A7C15
+from orchestrator.data.splitmix import STEP, mix
+
 _MASK = (1 << 64) - 1
 _INTERVALS = 1 << 13
 
@@ -20,12 +21,12 @@ Uniform = NDArray[np.float64]
 
 def hashes(seed: int, epoch: int, step: int, rows: NDArray[np.int64], draws: int) -> NDArray[np.uint64]:
     """Random words, shape (draws, n), by the mixing function of SplitMix64 (Steele et al. 2014)."""
-    key = 0
+    key = np.zeros(1, np.uint64)
     for word in (seed, epoch, step):
-        key = _mix_int(key ^ word & _MASK)
-    state = _mix(rows.astype(np.uint64) ^ np.uint64(key))
-    counters = np.arange(1, draws + 1, dtype=np.uint64)[:, None] * np.uint64(_GOLDEN)
-    return _mix(state + counters)
+        key = mix((key ^ np.uint64(word & _MASK)) + STEP)
+    state = mix((rows.astype(np.uint64) ^ key) + STEP)
+    counters = np.arange(1, draws + 1, dtype=np.uint64)[:, None] * STEP
+    return mix(state + counters + STEP)
 
 
 def uniform(seed: int, epoch: int, step: int, rows: NDArray[np.int64], draws: int) -> Uniform:
@@ -61,14 +62,3 @@ def _lower_half(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     density = np.exp(log_density - log_density.max())
     cdf = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     return cdf * (0.5 / cdf[-1]), points
-
-
-def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    words = words + np.uint64(_GOLDEN)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
-def _mix_int(word: int) -> int:
-    return int(_mix(np.array([word], dtype=np.uint64))[0])

@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from orchestrator.data.cleaning.condition import rows_meeting
 from orchestrator.data.cleaning.fills import ForwardFill, GapFill, filled_type
-from orchestrator.data.cleaning.hashing import is_hashable
 from orchestrator.data.cleaning.outliers import Clip, OutlierRows, find_bounds
 from orchestrator.data.cleaning.program import AnyStep, Learning, Program
 from orchestrator.data.cleaning.rows import DuplicateRows, FilteredRows, NullRows
 from orchestrator.data.cleaning.step import Head, plain_type
 from orchestrator.data.cleaning.values import CastColumns, MapColumn, is_castable
 from orchestrator.data.columns import is_number, is_text, require_columns
+from orchestrator.data.hashing import is_hashable
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import (
     Cast,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from orchestrator.data.cleaning.cleaned import Cleaned, Mask
 from orchestrator.data.cleaning.condition import rows_meeting
-from orchestrator.data.cleaning.hashing import Hashes, first_of_equals, hash_rows
 from orchestrator.data.cleaning.step import Head
 from orchestrator.data.columns import null_rows
+from orchestrator.data.hashing import Hashes, hash_rows_128
 from orchestrator.spec.data.expression import Condition
 
 
@@ -62,7 +62,7 @@ class DuplicateRows:
         return self.kept is None
 
     def survey(self, cleaned: Cleaned) -> Hashes:
-        return hash_rows(cleaned.table, self.head.names)
+        return hash_rows_128(cleaned.table, self.head.names)
 
     def fit(self, partials: Iterable[Hashes]) -> Self:
         return replace(self, kept=tuple(np.packbits(mask) for mask in first_of_equals(list(partials))))
@@ -73,3 +73,14 @@ class DuplicateRows:
 
     def schema_after(self, schema: pa.Schema) -> pa.Schema:
         return schema
+
+
+def first_of_equals(parts: Sequence[Hashes]) -> list[Mask]:
+    """For each chunk the rows to keep: those whose hash (rows, 2) stands in no row before, over all chunks in
+    order."""
+    hashes = np.concatenate([np.empty((0, 2), np.uint64), *parts])
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: of equals, the first row stays first
+    ordered = hashes[order]
+    keep = np.ones(len(hashes), dtype=bool)
+    keep[order[1:]] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return np.split(keep, np.cumsum([len(part) for part in parts])[:-1]) if parts else []

@@ -1,14 +1,16 @@
 """Statistics of a column that is read chunk by chunk: surveyed per chunk, merged in the order of the chunks.
 
-Up to SAMPLE_LIMIT values, all are kept, and every statistic is taken of them at once: however the rows are cut
+Up to SAMPLE_ROWS values, all are kept, and every statistic is taken of them at once: however the rows are cut
 into chunks, the same bits come out. Beyond, counts, means and deviations come from moments, which are exact but
 for rounding; medians, modes and quantiles come from a sample. Imports: numpy, pyarrow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -16,22 +18,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.data.cleaning.hashing import mix
+from orchestrator.data.splitmix import place_keys
+from orchestrator.data.statistics import SAMPLE_ROWS, Moments, Sample
 
-SAMPLE_LIMIT = 1_000_000
-"""How many numbers of a column are kept at most."""
+_VALUES = "values"
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The finite numbers of a column: how many, their mean and summed squared deviations, and `values`, all of
-    them or a sample, in source order; `ranks` say which go first where there are too many."""
+    """The finite numbers of a column: their moments, and all of them or a sample."""
 
-    count: int
-    mean: float
-    squares: float
-    values: NDArray[np.float64]
-    ranks: NDArray[np.uint64]
+    moments: Moments
+    sample: Sample
+
+    @property
+    def count(self) -> int:
+        return self.moments.count
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Those of the sample, in source order."""
+        return self.sample.columns[_VALUES]
 
     @property
     def complete(self) -> bool:
@@ -40,65 +47,25 @@ class Numbers:
 
 
 def survey_numbers(
-    values: NDArray[np.float64], rows: NDArray[np.int64], chunk: int, limit: int = SAMPLE_LIMIT
+    values: NDArray[np.float64], rows: NDArray[np.int64], chunk: int, limit: int = SAMPLE_ROWS
 ) -> Numbers:
     """Of one chunk: its values, shape (n,), and the numbers of their rows in the chunk. NaN and infinities are
     left out. What a sample takes depends on the places of the values (chunk and row), never on the values."""
     finite = np.isfinite(values)
-    values, rows = values[finite], rows[finite]
-    mean = float(values.mean()) if len(values) else 0.0
-    squares = float(np.square(values - mean).sum())
-    ranks = mix(rows.astype(np.uint64) + (np.uint64(chunk) << np.uint64(40)))
-    return _limited(Numbers(len(values), mean, squares, values, ranks), limit)
-
-
-class NumbersMerger:
-    """Merges the surveys of a column, one after the other in the order of the chunks; holds never much more than
-    the limit. Moments are merged after Chan, Golub and LeVeque (1979)."""
-
-    def __init__(self, limit: int = SAMPLE_LIMIT) -> None:
-        self._limit = limit
-        self._parts: list[Numbers] = []
-        self._held = self._count = 0
-        self._mean = self._squares = 0.0
-
-    def add(self, part: Numbers) -> None:
-        total = self._count + part.count
-        if part.count:
-            step = part.mean - self._mean
-            self._mean += step * part.count / total
-            self._squares += part.squares + step * step * self._count * part.count / total
-        self._count = total
-        self._parts.append(part)
-        self._held += len(part.values)
-        if self._held > 1.5 * self._limit:
-            self._parts = [self.result()]
-            self._held = len(self._parts[0].values)
-
-    def result(self) -> Numbers:
-        values = np.concatenate([np.empty(0), *(part.values for part in self._parts)])
-        ranks = np.concatenate([np.empty(0, np.uint64), *(part.ranks for part in self._parts)])
-        return _limited(Numbers(self._count, self._mean, self._squares, values, ranks), self._limit)
-
-
-def _limited(numbers: Numbers, limit: int) -> Numbers:
-    """With the values of the lowest ranks only, still in source order."""
-    if len(numbers.values) <= limit:
-        return numbers
-    kept = np.sort(np.argpartition(numbers.ranks, limit)[:limit])
-    return Numbers(numbers.count, numbers.mean, numbers.squares, numbers.values[kept], numbers.ranks[kept])
+    values, keys = values[finite], place_keys(rows[finite], chunk=chunk)
+    return Numbers(Moments.of(values[:, None]), Sample.of(keys, {_VALUES: values}, limit))
 
 
 def mean(numbers: Numbers) -> float:
     """The mean of at least one number."""
-    return float(numbers.values.mean()) if numbers.complete else numbers.mean
+    return float(numbers.values.mean()) if numbers.complete else float(numbers.moments.mean[0])
 
 
 def deviation(numbers: Numbers) -> float:
     """The standard deviation of at least one number (divided by their count, as numpy does)."""
     if numbers.complete:
         return float(numbers.values.std())
-    return float(np.sqrt(numbers.squares / numbers.count))
+    return float(numbers.moments.std[0])
 
 
 def quantiles(numbers: Numbers, shares: list[float]) -> list[float]:
@@ -119,9 +86,8 @@ def most_frequent(numbers: Numbers) -> float:
 
 def clip_numbers(numbers: Numbers, low: float, high: float) -> Numbers:
     """The numbers moved into bounds. Of more than the limit, all statistics are then those of the sample."""
-    values = np.clip(numbers.values, low, high)
-    mean = float(values.mean()) if len(values) else 0.0
-    return Numbers(len(values), mean, float(np.square(values - mean).sum()), values, numbers.ranks)
+    sample, values = numbers.sample, np.clip(numbers.values, low, high)
+    return Numbers(Moments.of(values[:, None]), Sample(sample.keys, {_VALUES: values}, sample.limit))
 
 
 @dataclass(frozen=True)
@@ -138,50 +104,46 @@ def survey_counts(column: pa.ChunkedArray) -> Counts:
     return Counts(found.field("values"), found.field("counts").to_numpy().astype(np.int64))
 
 
-class CountsMerger:
-    """Merges the counts of a column. Of more than `limit` distinct values, the most frequent so far stay: counts
-    are exact for columns with no more than that."""
-
-    def __init__(self, limit: int = SAMPLE_LIMIT) -> None:
-        self._limit = limit
-        self._parts: list[Counts] = []
-        self._held = 0
-
-    def add(self, part: Counts) -> None:
-        self._parts.append(part)
-        self._held += len(part.counts)
-        if self._held > 1.5 * self._limit:
-            self._parts = [self.result()]
-            self._held = len(self._parts[0].counts)
-
-    def result(self) -> Counts:
-        table = pa.table(
-            {
-                "value": pa.chunked_array([part.values for part in self._parts], self._parts[0].values.type),
-                "count": np.concatenate([part.counts for part in self._parts]),
-            }
-        )
-        table = table.group_by("value", use_threads=False).aggregate([("count", "sum")])
-        values, counts = _one_array(table["value"]), table["count_sum"].to_numpy()
-        if len(counts) > self._limit:
-            kept = np.sort(np.argsort(-counts, kind="stable")[: self._limit])
-            values, counts = values.take(pa.array(kept)), counts[kept]
-        return Counts(values, counts)
-
-
 def merged_columns(
-    partials: Iterable[Mapping[Any, Numbers | Counts]], limit: int = SAMPLE_LIMIT
+    partials: Iterable[Mapping[Any, Numbers | Counts]], limit: int = SAMPLE_ROWS
 ) -> dict[Any, Numbers | Counts]:
-    """The surveys of many columns, by the columns' keys; `partials` is read one by one."""
-    mergers: dict[Any, NumbersMerger | CountsMerger] = {}
+    """The surveys of many columns, by the columns' keys, in the order of the chunks. `partials` is read one by one,
+    and of each column never much more than `limit` values are held.
+
+    Of more distinct texts, the most frequent so far stay: counts are exact for columns with no more than `limit`.
+    """
+    parts: dict[Any, list[Numbers | Counts]] = {}
+    held: Counter[Any] = Counter()
     for partial in partials:
         for key, part in partial.items():
-            if isinstance(part, Numbers):
-                merger = mergers.setdefault(key, NumbersMerger(limit))
-            else:
-                merger = mergers.setdefault(key, CountsMerger(limit))
-            merger.add(part)  # type: ignore[arg-type]
-    return {key: merger.result() for key, merger in mergers.items()}
+            parts.setdefault(key, []).append(part)
+            held[key] += len(part.values)
+            if held[key] > 1.5 * limit:
+                parts[key] = [_merged(parts[key], limit)]
+                held[key] = len(parts[key][0].values)
+    return {key: _merged(each, limit) for key, each in parts.items()}
+
+
+def _merged(parts: Sequence[Any], limit: int) -> Numbers | Counts:
+    if isinstance(parts[0], Counts):
+        return _merged_counts(parts, limit)
+    first, *others = (part.sample for part in parts)
+    return Numbers(reduce(Moments.merge, (part.moments for part in parts)), first.merge(*others))
+
+
+def _merged_counts(parts: Sequence[Counts], limit: int) -> Counts:
+    table = pa.table(
+        {
+            "value": pa.chunked_array([part.values for part in parts], parts[0].values.type),
+            "count": np.concatenate([part.counts for part in parts]),
+        }
+    )
+    table = table.group_by("value", use_threads=False).aggregate([("count", "sum")])
+    values, counts = _one_array(table["value"]), table["count_sum"].to_numpy()
+    if len(counts) > limit:
+        kept = np.sort(np.argsort(-counts, kind="stable")[:limit])
+        values, counts = values.take(pa.array(kept)), counts[kept]
+    return Counts(values, counts)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.data.columns import is_number, is_text
-from orchestrator.data.features.statistics import FOLDS, merge_means
 from orchestrator.data.features.target import Label
+from orchestrator.data.statistics import merge_means
 from orchestrator.errors import DataError, SourceError
 
+FOLDS = 5
+"""Training rows are parted into so many folds, for what must not look at a row's own target."""
 MAX_NUMBERS = 1_000_000
 """Numbers kept of the categories of one column at most."""
 
@@ -26,6 +28,11 @@ Category = Label | None
 
 TYPES: dict[str, Any] = {"str": pa.large_string(), "bool": pa.bool_()}
 """By the dtype of a raw schema; all others are integers."""
+
+
+def fold_numbers(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The fold of each row, 0 to FOLDS - 1, shape (rows,), by its `place_keys`."""
+    return ((keys >> np.uint64(32)) % np.uint64(FOLDS)).astype(np.int64)
 
 
 def category_values(column: pa.ChunkedArray, dtype: str, name: str) -> pa.Array:

@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.data.features.categories import TYPES, Category, CategoryStats
-from orchestrator.data.features.statistics import FOLDS
+from orchestrator.data.features.categories import FOLDS, TYPES, Category, CategoryStats
 from orchestrator.errors import DataError, SourceError
 from orchestrator.spec.data import CategoryTransform, Hashing, OneHot, Ordinal
 

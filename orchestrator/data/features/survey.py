@@ -18,16 +18,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from orchestrator.data.features import transforms
-from orchestrator.data.features.categories import CategoryStats, category_values
+from orchestrator.data.features.categories import CategoryStats, category_values, fold_numbers
 from orchestrator.data.features.encoders import Encoder, fit_encoder
 from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.plan import Plan, plan_channels, plan_table
 from orchestrator.data.features.schema import number_matrix
-from orchestrator.data.features.statistics import Moments, Sample, fold_numbers
 from orchestrator.data.features.tokens import count_tokens, fit_vocabulary, merge_counts
 from orchestrator.data.features.transforms import Affine, Spread
+from orchestrator.data.statistics import Moments, Sample
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import DataSection, Hashing, Robust, Standardize, TargetEncoding
+
+_NUMBERS = "numbers"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def survey_features(
 
     `table` holds the feature columns, nulls filled; `train` (rows,) marks the training rows, `target_values`
     (rows,) are class indices or numbers (None for a language model), `keys` (rows,) the rows' own, as
-    `row_keys` gives them. `encoded` is what is stored of the rows, where it is known already: images are decoded
+    `place_keys` gives them. `encoded` is what is stored of the rows, where it is known already: images are decoded
     but once. `pipeline` has the raw schema and the classes. Raises SourceError where transforms do not fit.
     """
     schema = pipeline.raw_schema
@@ -238,13 +240,19 @@ def _is_scaled(plan: Plan, name: str) -> bool:
 
 def _sample(steps: list[Any], keys: NDArray[np.uint64], values: NDArray[Any]) -> Sample | None:
     needed = any(isinstance(step, Robust) for step in steps)
-    return Sample.of(keys, values.astype(np.float32)) if needed else None
+    return Sample.of(keys, {_NUMBERS: values.astype(np.float32)}) if needed else None
 
 
 def _spread(partial: FeaturePartial, columns: int) -> Spread:
     if partial.numbers is None:
         return Spread.unknown(columns)
-    return Spread.of(partial.numbers, partial.sample.quartiles() if partial.sample else None)
+    return Spread.of(partial.numbers, _quartiles(partial.sample) if partial.sample else None)
+
+
+def _quartiles(sample: Sample) -> NDArray[np.float64]:
+    """25 %, 50 % and 75 % of each column, between values where need be, shape (3, columns)."""
+    values = sample.columns[_NUMBERS].astype(np.float64)
+    return np.asarray(np.quantile(values, [0.25, 0.5, 0.75], axis=0))
 
 
 def _merged_all(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.features.statistics import Moments
+from orchestrator.data.statistics import Moments
 from orchestrator.spec.data import MinMax, NumberTransform, Robust, Scale, Standardize
 
 if TYPE_CHECKING:

@@ -20,18 +20,19 @@ from orchestrator.data.cleaning.cleaned import Cleaned
 from orchestrator.data.cleaning.corrupt import CorruptLog, CorruptRecord
 from orchestrator.data.cleaning.program import Program
 from orchestrator.data.columns import array_values
+from orchestrator.data.features.categories import fold_numbers
 from orchestrator.data.features.documents import Piece as Document
 from orchestrator.data.features.documents import fitting_texts, make_samples, part_documents
 from orchestrator.data.features.images import decode_images
 from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import array_matrix, categorical_columns, require_complete
-from orchestrator.data.features.statistics import fold_numbers, row_keys
 from orchestrator.data.features.survey import FeaturePartial, survey_features
 from orchestrator.data.prepared.shards import SHARD_BYTES, WrittenShard, write_shard
 from orchestrator.data.preparing.earlier import Columns, KnownChunk, rows_of
 from orchestrator.data.preparing.kept import Kept, Spooled
 from orchestrator.data.quality.survey import QualityPartial, survey_quality
 from orchestrator.data.sources.chunks import Chunk, Unreadable
+from orchestrator.data.splitmix import place_keys
 from orchestrator.data.splitting.rows import PARTS
 from orchestrator.data.splitting.survey import split_survey
 from orchestrator.errors import SourceError
@@ -246,7 +247,7 @@ def _in_part(share: Share, part: str) -> NDArray[np.bool_]:
 
 
 def _keys(share: Share, kept: Kept, seed: int) -> NDArray[np.uint64]:
-    return row_keys(kept.cleaned.rows, chunk=share.numbered.index, seed=seed)
+    return place_keys(kept.cleaned.rows, chunk=share.numbered.index, seed=seed)
 
 
 def _encoded(

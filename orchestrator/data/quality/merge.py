@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import reduce
 from typing import Literal
 
@@ -19,8 +20,9 @@ from orchestrator.data.quality.report import (
     NumberSummary,
     QualityReport,
 )
-from orchestrator.data.quality.sketches import Rows, Sample
+from orchestrator.data.quality.sketches import Rows
 from orchestrator.data.quality.survey import ColumnPartial, QualityPartial
+from orchestrator.data.statistics import Sample
 from orchestrator.errors import SourceError
 
 _VALUES = 100
@@ -44,6 +46,7 @@ def join_quality(partials: Iterable[QualityPartial]) -> QualityPartial:
 def merge_quality(partials: Iterable[QualityPartial]) -> QualityReport:
     """The report on all chunks, in their order. Raises SourceError where there is none."""
     whole = join_quality(partials)
+    whole = replace(whole, sample=whole.sample.shuffled())
     task = _task(whole)
     columns = tuple(_column(name, column, whole, task) for name, column in whole.columns.items())
     train, val, test, dropped = (int(count) for count in whole.rows)
@@ -92,16 +95,17 @@ def _column(name: str, column: ColumnPartial, whole: QualityPartial, task: Task 
         distinct_exact=column.distinct.exact,
         values=column.values.top(_VALUES),
         values_complete=column.values.complete and len(column.values.counts) <= _VALUES,
-        numbers=_summary(column, whole.sample.numbers.get(name)),
+        numbers=_summary(column, whole.sample.columns.get(("number", name))),
         label_link=link,
     )
 
 
 def _label_link(name: str, target: str, sample: Sample, task: Task | None) -> float | None:
+    columns, numbers, targets = sample.columns, ("number", name), ("number", target)
     if task == "classification":
-        return guessed_right(sample.hashes[name], sample.numbers.get(name), sample.hashes[target])
-    if task == "regression" and name in sample.numbers and target in sample.numbers:
-        return correlation(sample.numbers[name], sample.numbers[target])
+        return guessed_right(columns["hash", name], columns.get(numbers), columns["hash", target])
+    if task == "regression" and numbers in columns and targets in columns:
+        return correlation(columns[numbers], columns[targets])
     return None
 
 
@@ -110,8 +114,8 @@ def _summary(column: ColumnPartial, drawn: NDArray[np.float64] | None) -> Number
     if not moments.count:
         return None
     # Squares of numbers beyond 1e154 are infinite, which JSON cannot write.
-    mean, std = (float(np.nan_to_num(value)) for value in (moments.mean, moments.std))
-    exact = NumberSummary(moments.count, mean, std, moments.least, moments.most)
+    mean, std = (float(np.nan_to_num(value[0])) for value in (moments.mean, moments.std))
+    exact = NumberSummary(moments.count, mean, std, float(moments.low[0]), float(moments.high[0]))
     values = drawn[np.isfinite(drawn)] if drawn is not None else np.zeros(0)
     if not len(values):
         return exact
@@ -124,7 +128,7 @@ def _summary(column: ColumnPartial, drawn: NDArray[np.float64] | None) -> Number
     # The outer bins take what lies beyond their edges.
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     outside = (values < low - 3 * spread) | (values > high + 3 * spread)
-    farthest = max(moments.most - middle, middle - moments.least) / spread if spread > 0 else 0.0
+    farthest = max(exact.most - middle, middle - exact.least) / spread if spread > 0 else 0.0
     return NumberSummary(
         *(exact.count, exact.mean, exact.std, exact.least, exact.most),
         sample_rows=len(values),

@@ -1,20 +1,18 @@
 """Figures of columns in bounded memory, which merge: of chunks seen apart they give what one look would.
 
-Each has `of(...)`, which looks at one chunk, and `join(other)`, which may be called in any order of brackets.
+Each has `of(...)`, which looks at one chunk, and `merge(other)`, which may be called in any order of brackets.
 Imports: numpy.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.hashing import Hashes, mix
+from orchestrator.data.hashing import Hashes
 
 MAX_VALUES = 1000
 """Distinct values that are counted one by one; of more, the most frequent of each chunk are."""
@@ -22,45 +20,6 @@ MAX_DISTINCT = 10_000
 """Up to so many distinct values are counted exactly; more are estimated, within 1% or so."""
 MAX_ROWS = 250_000
 """Up to so many distinct rows are compared for duplicates; of more, a sample by their hashes is."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Count, mean, sum of squared deviations, minimum and maximum of numbers; exact."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    least: float = math.inf
-    most: float = -math.inf
-
-    @classmethod
-    def of(cls, values: NDArray[np.float64]) -> Moments:
-        """Of finite numbers."""
-        if not values.size:
-            return cls()
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean = float(values.mean())
-            squares = float(np.square(values - mean).sum())
-        return cls(values.size, mean, squares, float(values.min()), float(values.max()))
-
-    def join(self, other: Moments) -> Moments:
-        """Chan, Golub and LeVeque 1983."""
-        if not self.count or not other.count:
-            return self if self.count else other
-        count, apart = self.count + other.count, other.mean - self.mean
-        return Moments(
-            count,
-            self.mean + apart * other.count / count,
-            self.squares + other.squares + apart * apart * self.count * other.count / count,
-            min(self.least, other.least),
-            max(self.most, other.most),
-        )
-
-    @property
-    def std(self) -> float:
-        """Of the population, as scikit-learn's StandardScaler takes it."""
-        return math.sqrt(self.squares / self.count) if self.count else math.nan
 
 
 @dataclass(frozen=True)
@@ -75,7 +34,7 @@ class Distinct:
         """Of hashed values, of which 0 stands for a null."""
         return cls._smallest(hashes[hashes != 0], True)
 
-    def join(self, other: Distinct) -> Distinct:
+    def merge(self, other: Distinct) -> Distinct:
         return self._smallest(np.concatenate([self.hashes, other.hashes]), self.exact and other.exact)
 
     @classmethod
@@ -106,7 +65,7 @@ class Values:
         kept = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_VALUES]
         return cls(dict(kept), False)
 
-    def join(self, other: Values) -> Values:
+    def merge(self, other: Values) -> Values:
         counts = dict(self.counts)
         for value, count in other.counts.items():
             counts[value] = counts.get(value, 0) + count
@@ -136,7 +95,7 @@ class Rows:
         counts[np.arange(len(parts)), parts] = 1
         return cls._kept(hashes, counts, 0)
 
-    def join(self, other: Rows) -> Rows:
+    def merge(self, other: Rows) -> Rows:
         hashes = np.concatenate([self.hashes, other.hashes])
         counts = np.concatenate([self.counts, other.counts])
         return self._kept(hashes, counts, max(self.level, other.level))
@@ -155,41 +114,3 @@ class Rows:
             if kept <= MAX_ROWS:
                 return cls(hashes[:kept], counts[:kept], level)
             level += 1
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Some rows, drawn by a hash of their place: `keys` (n,) ascending, `parts` (n,), and per column the `numbers`
-    (n,), NaN where there is none, and the `hashes` (n,). All rows, where there are no more than `limit`."""
-
-    limit: int
-    keys: Hashes
-    parts: NDArray[np.int8]
-    numbers: Mapping[str, NDArray[np.float64]]
-    hashes: Mapping[str, Hashes]
-
-    def join(self, other: Sample) -> Sample:
-        keys = np.concatenate([self.keys, other.keys])
-        chosen = np.argsort(keys, kind="stable")[: self.limit]
-
-        def both(
-            mine: Mapping[str, NDArray[Any]], others: Mapping[str, NDArray[Any]]
-        ) -> dict[str, NDArray[Any]]:
-            names = [name for name in mine if name in others]
-            return {name: np.concatenate([mine[name], others[name]])[chosen] for name in names}
-
-        parts = np.concatenate([self.parts, other.parts])[chosen]
-        return Sample(
-            self.limit,
-            keys[chosen],
-            parts,
-            both(self.numbers, other.numbers),
-            both(self.hashes, other.hashes),
-        )
-
-
-def place_keys(rows: NDArray[np.int64], chunk: int) -> Hashes:
-    """What decides whether a row is in the sample: a hash of its chunk and its number within."""
-    return mix(
-        mix(rows.astype(np.uint64) + np.uint64(1)) + mix(np.array([chunk], np.uint64) + np.uint64(0x5A))
-    )

@@ -27,7 +27,9 @@ from orchestrator.data.columns import (
 )
 from orchestrator.data.hashing import Hashes, hash_column, join_hashes
 from orchestrator.data.quality.report import Kind
-from orchestrator.data.quality.sketches import MAX_VALUES, Distinct, Moments, Rows, Sample, Values, place_keys
+from orchestrator.data.quality.sketches import MAX_VALUES, Distinct, Rows, Values
+from orchestrator.data.splitmix import place_keys
+from orchestrator.data.statistics import Moments, Sample
 from orchestrator.spec.data import DataSection
 
 _SAMPLE_ROWS = 10_000
@@ -51,15 +53,15 @@ class ColumnPartial:
     values: Values
     """Of texts, booleans and numbers; of images their sizes and modes, of arrays their shapes."""
 
-    def join(self, other: ColumnPartial) -> ColumnPartial:
+    def merge(self, other: ColumnPartial) -> ColumnPartial:
         return ColumnPartial(
             self.kind,
             self.type,
             self.nulls + other.nulls,
             self.infinite + other.infinite,
-            self.moments.join(other.moments),
-            self.distinct.join(other.distinct),
-            self.values.join(other.values),
+            self.moments.merge(other.moments),
+            self.distinct.merge(other.distinct),
+            self.values.merge(other.values),
         )
 
 
@@ -80,11 +82,13 @@ class QualityPartial:
     """The target's values in train, val and test."""
     duplicates: Rows
     sample: Sample
+    """Its columns are, by `("hash", name)`, the values' hashes and, by `("number", name)`, numbers, NaN where there is
+    none; each (rows,)."""
 
     def join(self, other: QualityPartial) -> QualityPartial:
         """What both say together; the chunk of `self` comes first."""
         train, val, test = (
-            mine.join(others) for mine, others in zip(self.classes, other.classes, strict=True)
+            mine.merge(others) for mine, others in zip(self.classes, other.classes, strict=True)
         )
         return QualityPartial(
             self.target,
@@ -92,10 +96,10 @@ class QualityPartial:
             self.text,
             self.filled,
             self.rows + other.rows,
-            {name: column.join(other.columns[name]) for name, column in self.columns.items()},
+            {name: column.merge(other.columns[name]) for name, column in self.columns.items()},
             (train, val, test),
-            self.duplicates.join(other.duplicates),
-            self.sample.join(other.sample),
+            self.duplicates.merge(other.duplicates),
+            self.sample.merge(other.sample),
         )
 
 
@@ -134,7 +138,7 @@ def survey_quality(
         {name: look[0] for name, look in looks.items()},
         _classes(table, section.target, parts),
         Rows.of(rows, parts),
-        _sample(place, chunk, parts, {name: look[1] for name, look in looks.items()}, hashes),
+        _sample(place, chunk, {name: look[1] for name, look in looks.items()}, hashes),
     )
 
 
@@ -168,10 +172,10 @@ def _look(column: pa.ChunkedArray, hashes: Hashes) -> tuple[ColumnPartial, NDArr
         column = column.cast(column.type.value_type)
     kind, infinite, values = kind_of(column.type), 0, Values()
     per_row = _numbers(column, kind)
-    moments, distinct = Moments(), Distinct.of(hashes)
+    moments, distinct = Moments.none(), Distinct.of(hashes)
     if per_row is not None:
         finite = per_row[np.isfinite(per_row)]
-        moments, infinite = Moments.of(finite), int(np.isinf(per_row).sum())
+        moments, infinite = Moments.of(finite[:, None]), int(np.isinf(per_row).sum())
     if kind == "number" and distinct.count > MAX_VALUES:
         values = Values(complete=False)  # a measure: none of its values matters
     elif kind in ("number", "boolean", "text"):
@@ -248,18 +252,18 @@ def _elements(column: pa.ChunkedArray) -> tuple[Moments, int, Values]:
     if column.null_count:
         column = column.filter(pc.is_valid(column))
     if not len(column):
-        return Moments(), 0, Values()
+        return Moments.none(), 0, Values()
     try:
         values = array_values(column)
     except ValueError:
-        return Moments(), 0, Values.of({"shapes differ": len(column)})
+        return Moments.none(), 0, Values.of({"shapes differ": len(column)})
     shape = "×".join(map(str, values.shape[1:]))
-    flat, moments, infinite = values.reshape(-1), Moments(), 0
+    flat, moments, infinite = values.reshape(-1), Moments.none(), 0
     for start in range(
         0, len(flat), _BLOCK
     ):  # as float64 all at once, pictures would take eight times their bytes
         block = flat[start : start + _BLOCK].astype(np.float64)
-        moments = moments.join(Moments.of(block[np.isfinite(block)]))
+        moments = moments.merge(Moments.of(block[np.isfinite(block)][:, None]))
         infinite += int(np.isinf(block).sum())
     return moments, infinite, Values.of({shape: len(column)})
 
@@ -287,20 +291,13 @@ def _classes(table: pa.Table, target: str | None, parts: NDArray[np.int8]) -> tu
 def _sample(
     place: NDArray[np.int64],
     chunk: int,
-    parts: NDArray[np.int8],
     per_row: dict[str, NDArray[np.float64] | None],
     hashes: dict[str, Hashes],
 ) -> Sample:
     limit = max(1000, min(_SAMPLE_ROWS, _SAMPLE_NUMBERS // max(1, len(hashes))))
-    keys = place_keys(place, chunk)
-    chosen = np.argsort(keys, kind="stable")[:limit]
-    return Sample(
-        limit,
-        keys[chosen],
-        parts[chosen],
-        {name: values[chosen] for name, values in per_row.items() if values is not None},
-        {name: values[chosen] for name, values in hashes.items()},
-    )
+    columns: dict[tuple[str, str], NDArray[Any]] = {("hash", name): values for name, values in hashes.items()}
+    columns |= {("number", name): values for name, values in per_row.items() if values is not None}
+    return Sample.of(place_keys(place, chunk=chunk), columns, limit)
 
 
 def _filled(section: DataSection) -> tuple[str, ...] | None:

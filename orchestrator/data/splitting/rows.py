@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.hashing import mix
+from orchestrator.data.splitmix import mix
 from orchestrator.data.splitting.groups import fold_groups, share_groups
 from orchestrator.errors import SourceError
 from orchestrator.spec.data.split import Split
