@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.cleaning.corrupt import CorruptRecord
+from orchestrator.data.prepared.lease import Lease, hold
 from orchestrator.data.prepared.manifest import Manifest, Shard, read_manifest
 from orchestrator.data.prepared.shards import WrittenShard, open_shard
 from orchestrator.storage import Folder
@@ -45,7 +46,7 @@ class ChunkRecord:
     """All of its shards are files of data that was prepared earlier."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "corrupt": [asdict(record) for record in self.corrupt]}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ChunkRecord:
@@ -104,6 +105,8 @@ class Earlier:
 
     folder: Path
     manifest: Manifest
+    lease: Lease | None = None
+    """Nobody removes it while this is held."""
 
     def known(self, fingerprint: str) -> KnownChunk | None:
         """What there is of a chunk with this fingerprint."""
@@ -124,12 +127,15 @@ def find_earlier(root: Folder, lineage: str) -> Earlier | None:
         return None
     found: list[tuple[int, Path]] = []
     for folder in root.folders():
+        if ".tmp-" in folder.path:  # one that is being built, or was left by a killed build
+            continue
         file = folder.local_path() / "manifest.json"
         with contextlib.suppress(OSError, ValueError, TypeError):
             if json.loads(file.read_bytes()).get("lineage") == lineage:
                 found.append((file.stat().st_mtime_ns, folder.local_path()))
     for _, path in sorted(found, reverse=True):
+        lease = hold(path)
         manifest = read_manifest(path)
         if manifest is not None:
-            return Earlier(path, manifest)
+            return Earlier(path, manifest, lease)
     return None
