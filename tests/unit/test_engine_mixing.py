@@ -19,7 +19,7 @@ from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.loop import train
 from orchestrator.engine.objective.evaluate import evaluate
 from orchestrator.engine.objective.objective import Objective, build_objective
-from orchestrator.engine.recipe import Placement, Recipe, training_batch
+from orchestrator.engine.recipe import Placement, Recipe, augment_plan, training_batch
 from orchestrator.engine.seed import seed_everything
 from orchestrator.engine.step import global_weight
 from orchestrator.errors import UsageError
@@ -111,7 +111,7 @@ def plain_mixup(
         ):
             mix = draw_mix(
                 Mixup.model_validate(MIXUP), seed=recipe.seed, epoch=epoch, index=0,
-                rows=rows, num_rows=part.num_rows, input_shape=(),
+                rows=rows, blocks=part.blocks, input_shape=(),
             )  # fmt: skip
             mixed, losses_weight, lines = [], torch.zeros(()), []
             for row, partner, share in zip(rows, mix.partners, mix.share, strict=True):
@@ -199,7 +199,8 @@ def test_ranks_share_one_batch(tmp_path: Path, world_size: int) -> None:
     # Each rank finds the weights of the whole batch by itself.
     attempt.position.epoch = 1
     wanted = float((whole[1].double() @ torch.tensor(CLASS_WEIGHTS).double()).sum())
-    assert global_weight(attempt, rows) == pytest.approx(wanted)
+    gathered = attempt.recipe.train_part.gather_targets(augment_plan(attempt.recipe, rows, 1).rows)
+    assert global_weight(attempt, rows, gathered) == pytest.approx(wanted)
 
 
 def test_bytes_are_augmented_as_pixels(tmp_path: Path) -> None:

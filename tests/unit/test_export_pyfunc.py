@@ -287,7 +287,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
         for distribution in distributions.get(module, [])
     }
     allowed = pinned | requirements_of(pinned)
-    taken_by_torch_where_they_are = {"cloudpickle", "nvidia-ml-py"}
+    taken_by_torch_where_they_are = {"cloudpickle", "nvidia-ml-py", "tqdm"}
     assert wanted - allowed - taken_by_torch_where_they_are - {"ray-orchestrator"} == set()
 
 
