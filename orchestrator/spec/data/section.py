@@ -27,8 +27,8 @@ class DataSection(Section):
     target: str | None = Field(default=None, min_length=1, validate_default=True)
     """The column to learn. Left out only for a language model, which learns the next token of its text."""
     features: list[str] | None = Field(default=None, min_length=1)
-    """The columns to learn from; by default all but the target. One image column, one text column, or
-    numeric columns."""
+    """The columns to learn from; by default all but the target and those that the split goes by. One column of
+    images, arrays or text, or columns of numbers and of categories that a transform encodes."""
     clean: list[CleanStep] = Field(default_factory=list)
     max_corrupt_share: float = Field(default=0.0, ge=0, le=1)
     """Records that cannot be read and images that cannot be decoded are skipped, and listed, up to this share of
