@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from orchestrator.errors import UsageError
 from orchestrator.runners.environment import environment
 from orchestrator.runners.job import resolve_job
 from orchestrator.runners.ray_workers.start import connected
@@ -65,6 +66,11 @@ def prepare_only(loaded: LoadedSpec, *, address: str | None, say: Callable[[str]
     from orchestrator.imports import add_search_paths
     from orchestrator.spec import secret_values
 
+    if not loaded.spec.data.cache:
+        raise UsageError(
+            "data.cache is false: what is prepared now would not be found by any run",
+            "run the job, which prepares its data itself, or override data.cache=true",
+        )
     job = resolve_job(loaded, inline=False, address=address)
     add_search_paths(loaded.search_paths)
     with environment(secret_values(loaded.spec)), contextlib.ExitStack() as stack:

@@ -194,6 +194,8 @@ class _Build:
                 numbered, chunks, first_rows[:-1], itertools.pairwise(ends), strict=True
             )
         ]
+        first = next(i for i, share in enumerate(shares) if share.parts is None or (share.parts == 0).any())
+        shares[first] = replace(shares[first], gives_example=True)
         return target, shares
 
     def _written(
@@ -339,8 +341,7 @@ def _require_language(section: DataSection, num_documents: int) -> None:
 
 def _example(encoded: Sequence[Encoded]) -> pa.RecordBatch:
     """The first raw training rows; of long texts the beginning."""
-    tables = [one.example for one in encoded if one.example is not None]
-    example = pa.concat_tables(tables).slice(0, passes.EXAMPLE_ROWS)
+    example = next(one.example for one in encoded if one.example is not None)
     for index, field in enumerate(example.schema):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             cut = pc.utf8_slice_codeunits(example[field.name], 0, _EXAMPLE_CHARACTERS)

@@ -78,6 +78,8 @@ class Share:
     kept: Kept | Spooled
     parts: NDArray[np.int8] | None
     targets: NDArray[Any] | None
+    gives_example: bool = False
+    """Its first training rows are the example of raw rows."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,9 @@ def encode_chunk(
         with local_folder(folder) as place:
             shards[part] = list(_write(place, part, share.numbered, columns))
     names = list(pipeline.raw_schema.columns)
-    raw = share.numbered.chunk.read([]).select(names).take(pa.array(example)) if len(example) else None
+    raw = None
+    if share.gives_example:
+        raw = share.numbered.chunk.read([]).select(names).take(pa.array(example))
     return Encoded(shards, raw)
 
 

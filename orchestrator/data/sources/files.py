@@ -209,6 +209,7 @@ def _walk(place: Location, *, recursive: bool = True) -> Iterator[File]:
     try:
         (info,) = place.filesystem.get_file_info([place.base])
         if info.type == pafs.FileType.NotFound:
+            _require_answer(place)
             raise _missing(place)
         if info.type == pafs.FileType.Directory:
             selector = pafs.FileSelector(place.base, recursive=recursive)
@@ -224,6 +225,20 @@ def _walk(place: Location, *, recursive: bool = True) -> Iterator[File]:
         if info.type == pafs.FileType.File:
             relative = info.path.removeprefix(place.base).lstrip("/") or info.base_name
             yield File(info.path, relative, info.size or 0, info.mtime_ns or 0, place.filesystem)
+
+
+def _require_answer(place: Location) -> None:
+    """Raises OSError where a server did not answer: to fsspec that is the same as a file that is not there."""
+    inner = getattr(getattr(place.filesystem, "handler", None), "fs", None)
+    if inner is None:
+        return
+    try:
+        inner.info(place.base)
+    except FileNotFoundError as error:
+        if error.__cause__ is not None and not isinstance(error.__cause__, FileNotFoundError):
+            raise OSError(str(error.__cause__)) from error
+    except Exception as error:
+        raise OSError(str(error)) from error
 
 
 def _walk_local(place: Location) -> Iterator[File]:
