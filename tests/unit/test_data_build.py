@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.data.prepared.manifest import QUALITY, QUALITY_PAGE
 from orchestrator.data.prepared.prepared import Prepared
-from orchestrator.data.preparing.build import QUALITY, QUALITY_PAGE
 from orchestrator.data.preparing.mapper import Mapper
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.data.quality.report import QualityReport

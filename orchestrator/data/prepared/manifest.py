@@ -13,6 +13,8 @@ from orchestrator.data.sources.fingerprint import hash_file
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 EXAMPLE = "example.arrow"
+QUALITY, QUALITY_PAGE, CORRUPT = "quality.json", "quality.html", "corrupt.csv"
+"""What lies beside the shards: the quality report, as a page too, and the records that were skipped."""
 
 
 class Shard(NamedTuple):
