@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError
 from orchestrator.runners.environment import environment
-from orchestrator.runners.job import Job, resolve_job, search_paths
-from orchestrator.runners.ray_workers.start import connected
+from orchestrator.runners.job import Job, resolve_storage, search_paths
+from orchestrator.runners.ray_workers.start import cluster_address, connected, inside_ray_job
 
 if TYPE_CHECKING:
     from orchestrator.data.prepared.prepared import Prepared
@@ -74,7 +74,7 @@ def prepare_only(loaded: LoadedSpec, *, address: str | None, say: Callable[[str]
             "data.cache is false: each run prepares the data for itself, and would not find what is prepared now",
             "write data.cache: true, or leave it out",
         )
-    job = resolve_job(loaded, inline=False, address=address)
+    job = _job(loaded, cluster_address(address))
     add_search_paths(loaded.search_paths)
     with environment(secret_values(loaded.spec)), contextlib.ExitStack() as stack:
 
@@ -94,11 +94,24 @@ def prepared_place(loaded: LoadedSpec) -> Folder:
     from orchestrator.imports import add_search_paths
     from orchestrator.spec import secret_values
 
-    job, spec = resolve_job(loaded, inline=True, address=None), loaded.spec
+    job, spec = _job(loaded, None), loaded.spec
     add_search_paths(loaded.search_paths)
     with environment(secret_values(spec)):
         key = prepared_key(spec.data, task=spec.train.task, seed=spec.seed, fingerprint=_fingerprint(job))
     return prepared_folder(job.storage, key)
+
+
+def _job(loaded: LoadedSpec, address: str | None) -> Job:
+    """The job as far as its data goes: nothing of it is tracked."""
+    in_job = inside_ray_job()
+    return Job(
+        loaded=loaded,
+        storage=resolve_storage(loaded.spec.storage, in_job=in_job),
+        tracking_uri="",
+        address=address,
+        inline=False,
+        in_job=in_job,
+    )
 
 
 def _fingerprint(job: Job) -> str:

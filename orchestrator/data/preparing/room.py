@@ -19,19 +19,19 @@ def explain(
     """The error to raise for one of the system's that met a build in `folder`; None for one that is none of its
     own, as of a source.
 
-    DataError where a disk, a quota or the limit of a file's size is reached: with what the build needs in all,
-    as far as the chunks that are written tell it. UsageError where the folder is not there on all machines.
+    DataError where a disk, a quota or the limit of a file's size is reached: with what the build needs as
+    far as the chunks that are written tell it. UsageError where the folder is not there on all machines.
     """
     if error.errno in _FULL:
-        what = f"{folder.uri} cannot take the prepared data: {os.strerror(error.errno)}"
+        what = f"{folder.uri.rpartition('/')[0]} cannot take the prepared data: {os.strerror(error.errno)}"
         if folder.is_local:
             place = folder.local_path()
             needed = _needed(place, num_chunks) + (
                 _needed(scratch.local_path(), num_chunks) if scratch else 0
             )
-            free = shutil.disk_usage(place).free if place.exists() else 0
-            what += f"; {_gigabytes(free)} are free" if error.errno == errno.ENOSPC else ""
-            what += f", about {_gigabytes(needed)} are needed in all" if needed else ""
+            if error.errno == errno.ENOSPC:
+                what += f", {_megabytes(shutil.disk_usage(place).free)} are free"
+            what += f", at least {_megabytes(needed)} are needed" if needed else ""
         return DataError(
             what,
             "make room (`orchestrator data gc` removes prepared data that nobody uses), lift the limit, or name "
@@ -59,5 +59,5 @@ def _needed(folder: Path, num_chunks: int) -> int:
     return sum(sizes.values()) * num_chunks // len(sizes) if sizes else 0
 
 
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.3g} GB"
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
