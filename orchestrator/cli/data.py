@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,11 +30,12 @@ from orchestrator.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from orchestrator.data.prepared.keeping import Entry
-    from orchestrator.data.prepared.prepared import Prepared
     from orchestrator.storage import Folder
 
 data = typer.Typer(
-    help="Prepare data, and look after what is prepared.", no_args_is_help=True, context_settings={}
+    help="Prepare data, and look after what is prepared.\n\nExample: orchestrator data prepare jobs/digits.yaml",
+    no_args_is_help=True,
+    context_settings={},
 )
 
 KeyArgument = Annotated[
@@ -37,6 +43,15 @@ KeyArgument = Annotated[
     typer.Argument(
         metavar="[KEY]",
         help="Prepared data: its key or the beginning of it. By default all that there is.",
+        show_default=False,
+    ),
+]
+KeyOrSpecArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[KEY|SPEC]",
+        help="Prepared data: its key or the beginning of it, or the job spec that it is for. By default all "
+        "that there is.",
         show_default=False,
     ),
 ]
@@ -65,37 +80,39 @@ def prepare(
     from orchestrator.spec import load_spec
 
     began = time.monotonic()
-    found = prepare_only(
-        load_spec(spec, overrides or ()), address=address, say=lambda line: typer.echo(line, err=True)
-    )
-    if output is Output.json:
-        print_json({"folder": str(found.folder), **_facts(found)})
-        return
-    _show(found)
-    typer.echo(f"prepared in {show_duration(time.monotonic() - began)}: {found.folder}")
+    # What the user's own code prints is not the answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        found = prepare_only(
+            load_spec(spec, overrides or ()), address=address, say=lambda line: typer.echo(line, err=True)
+        )
+    _print(found, output)
+    if output is Output.text:
+        typer.echo(f"prepared in {show_duration(time.monotonic() - began)}")
 
 
 @data.command()
 def inspect(
-    key: KeyArgument = None,
+    key: KeyOrSpecArgument = None,
+    overrides: OverridesArgument = None,
     storage: StorageOption = None,
     cache: CacheOption = False,
     output: OutputOption = Output.text,
 ) -> None:
-    """List prepared data; with a key show what is in it.
+    """List prepared data; with a key or a job spec show what is in it, and what is odd about it.
 
     Example: orchestrator data inspect 3f2a
+    Example: orchestrator data inspect jobs/digits.yaml
     """
     from orchestrator.data.prepared.keeping import list_prepared
 
-    root = _root(storage, cache)
     if key is not None:
-        found = _open(root, key)
-        if output is Output.json:
-            print_json(_facts(found))
-        else:
-            _show(found)
+        is_spec = key == "-" or Path(key).suffix in (".yaml", ".yml", ".json")
+        if overrides and not is_spec:
+            raise UsageError(f"'{key}' is no job spec, and '{overrides[0]}' changes a field of one")
+        root = _root(storage, cache)
+        _print(_place(key, overrides or (), storage, cache) if is_spec else root / _match(root, key), output)
         return
+    root = _root(storage, cache)
     entries = list_prepared(root)
     if output is Output.json:
         print_json([_entry(entry) for entry in entries])
@@ -137,6 +154,8 @@ def verify(
     damage = {name: verify_prepared(root / name) for name in names}
     if output is Output.json:
         print_json([{"key": name, "damage": found} for name, found in damage.items()])
+    elif not damage:
+        typer.echo(f"{root.uri} holds no prepared data")
     for name, found in damage.items():
         if output is Output.text:
             typer.echo(f"{name}: {'whole' if not found else 'damaged'}")
@@ -169,7 +188,9 @@ def gc(
 ) -> None:
     """Remove prepared data that nobody uses, longest unused first, and what killed preparations left.
 
-    It can always be prepared again. Example: orchestrator data gc --max-size 200GB --dry-run
+    It can always be prepared again.
+
+    Example: orchestrator data gc --max-size 200GB --dry-run
     """
     from orchestrator.data.prepared.keeping import collect
 
@@ -188,6 +209,15 @@ def gc(
     typer.echo(f"{total} {'would be' if dry_run else 'are'} free" if removed else "nothing to remove")
 
 
+def _print(place: Folder, output: Output) -> None:
+    from orchestrator.cli.prepared import prepared_facts, show_prepared
+
+    if output is Output.json:
+        print_json(prepared_facts(place))
+    else:
+        show_prepared(place)
+
+
 def _root(storage: str | None, cache: bool) -> Folder:
     from orchestrator.data.prepared.keeping import cache_folder
 
@@ -197,10 +227,9 @@ def _root(storage: str | None, cache: bool) -> Folder:
 
 
 def _match(root: Folder, key: str) -> str:
-    """The one key that begins so."""
-    names = [
-        name for name in (entry.path.rsplit("/", 1)[-1] for entry in root.folders()) if name.startswith(key)
-    ]
+    """The one key that begins so. What is being built is `<key>.tmp-…`, and goes by its whole name only."""
+    names = [folder.path.rsplit("/", 1)[-1] for folder in root.folders()]
+    names = [name for name in names if name == key or (name.startswith(key) and ".tmp-" not in name)]
     if len(names) != 1:
         what = "no" if not names else f"{len(names)} kinds of"
         raise UsageError(
@@ -210,10 +239,22 @@ def _match(root: Folder, key: str) -> str:
     return names[0]
 
 
-def _open(root: Folder, key: str) -> Prepared:
-    from orchestrator.data.prepared.prepared import Prepared
+def _place(path: str, overrides: Sequence[str], storage: str | None, cache: bool) -> Folder:
+    """Where what is prepared for a job spec lies. Raises UsageError where nothing is."""
+    from orchestrator.data.prepared.manifest import MANIFEST
+    from orchestrator.runners.preparing import prepared_place
+    from orchestrator.spec import load_spec
 
-    return Prepared.load(root / _match(root, key))
+    given = {"storage": storage} if storage is not None and not cache else None
+    place = prepared_place(load_spec(path, overrides, given))
+    if cache:
+        place = _root(storage, cache) / place.path.rsplit("/", 1)[-1]
+    if not place.exists(MANIFEST):
+        raise UsageError(
+            f"nothing is prepared for {path}: {place.uri} is not there",
+            f"prepare it: orchestrator data prepare {shlex.join([path, *overrides])}",
+        )
+    return place
 
 
 def _parsed(parse: Any, text: str | None, option: str) -> Any:
@@ -233,37 +274,3 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "complete": entry.complete,
         "rows": dict(entry.manifest.rows) if entry.manifest else None,
     }
-
-
-def _facts(found: Prepared) -> dict[str, Any]:
-    facts = found.manifest.to_dict()
-    facts.pop("pipeline")
-    return facts | {"bytes": found.manifest.total_bytes}
-
-
-def _show(found: Prepared) -> None:
-    manifest = found.manifest
-    shape = "×".join(map(str, manifest.input_shape))
-    rows: list[tuple[str, str]] = [
-        ("key", manifest.key),
-        (
-            "task",
-            f"{manifest.task}: input {shape} ({manifest.feature_kind}), {manifest.num_outputs} output(s)",
-        ),
-        ("rows read", f"{manifest.rows_read:,}"),
-        *(
-            (part, f"{count:,} rows in {len(manifest.shards_of(part))} shard(s)")
-            for part, count in manifest.rows.items()
-        ),
-        ("size", show_size(manifest.total_bytes)),
-    ]
-    for entry in manifest.cleaning:
-        rows.append((f"clean: {entry['step']}", f"{entry['rows']:,} rows"))
-    if manifest.corrupt:
-        rows.append(("corrupt", f"{manifest.corrupt:,} records skipped"))
-    counts = (manifest.class_counts or {}).get("train") or {}
-    shown = sorted(counts.items(), key=lambda item: -item[1])[:10]
-    rows += [(f"class {label}", f"{count:,} training rows") for label, count in shown]
-    if len(counts) > len(shown):
-        rows.append(("", f"and {len(counts) - len(shown)} classes more"))
-    print_table(["", ""], rows)

@@ -118,8 +118,7 @@ def _prepare(
     with ThreadPoolExecutor(2, thread_name_prefix="prepare") as pool:
         preparing: Future[Prepared] = pool.submit(
             prepare_data,
-            loaded,
-            job.storage,
+            job,
             fingerprint=source,
             cluster=None if job.inline else there.result,
             say=watch.say,

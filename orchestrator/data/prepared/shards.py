@@ -24,6 +24,8 @@ from orchestrator.errors import DataError
 
 SHARD_BYTES = 64_000_000
 """What a writer should aim at: small enough for windows of many shards, large enough to fetch at full speed."""
+MOST_PIECES = 1000
+"""Shards that one chunk may make of a part: they are numbered by it, `train-12003` being chunk 12's fourth."""
 _PAGE_BYTES = 4096
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,13 +29,20 @@ from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import RawSchema, describe_features, dtype_name
 from orchestrator.data.features.survey import FeaturePartial, fit_features
 from orchestrator.data.features.target import Target, resolve_target
-from orchestrator.data.prepared.manifest import EXAMPLE, FORMAT_VERSION, MANIFEST, Manifest, file_facts
+from orchestrator.data.prepared.manifest import (
+    EXAMPLE,
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    file_facts,
+)
 from orchestrator.data.prepared.shards import write_arrow
 from orchestrator.data.preparing import passes
 from orchestrator.data.preparing.earlier import ChunkRecord, Earlier
-from orchestrator.data.preparing.mapper import Mapper
+from orchestrator.data.preparing.mapper import Mapper, closing_all
 from orchestrator.data.preparing.passes import CleanedChunk, Encoded, Numbered, Share
 from orchestrator.data.preparing.reports import Looks, write_reports
+from orchestrator.data.preparing.room import explain, not_shared
 from orchestrator.data.sources.read import open_source
 from orchestrator.data.splitting.rows import PARTS, part_codes, split_rows
 from orchestrator.errors import SourceError
@@ -42,7 +50,6 @@ from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
 
 _EXAMPLE_CHARACTERS = 1000
-SCRATCH = "scratch"
 
 
 def build(
@@ -61,7 +68,7 @@ def build(
     `named` are the key, the fingerprint and the lineage, `memo` is that of the fingerprint, `earlier` what the same
     settings prepared before. `mapper` chooses, by the number of chunks, where passes run; elsewhere than in this
     process they must see the folder. Raises SourceError where the data does not fit the section or the task,
-    DataError where too much of it is corrupt.
+    DataError where too much of it is corrupt, or the folder cannot take it; then no pass runs any more.
     """
     source = open_source(section, section.preparation.chunk_size, search_paths=sys.path, memo=memo)
     if not source.chunks:
@@ -70,16 +77,28 @@ def build(
         Numbered(index, chunk, earlier.known(chunk.fingerprint) if earlier else None)
         for index, chunk in enumerate(source.chunks)
     ]
-    run = mapper(len(numbered))
-    scratch = folder / SCRATCH if len(numbered) > 1 else None
+    scratch = _scratch(folder) if len(numbered) > 1 else None
     try:
         section = section.model_copy(update={"features": feature_names(section, source.schema)})
-        return _Build(section, task, seed, named, folder, run, scratch, earlier).manifest(
-            source.schema, numbered
-        )
+        with closing_all(mapper(len(numbered))) as run:
+            return _Build(section, task, seed, named, folder, run, scratch, earlier).manifest(
+                source.schema, numbered
+            )
+    except OSError as error:
+        explained = explain(error, folder, scratch, len(numbered))
+        if explained is None:
+            raise
+        raise explained from error
     finally:
         if scratch is not None:
             scratch.remove()
+
+
+def _scratch(folder: Folder) -> Folder:
+    """For what passes leave each other. On remote storage two nodes may build the same, each with its own."""
+    if folder.is_local:
+        return folder / "scratch"
+    return Folder(folder.filesystem, f"{folder.path}.tmp-{secrets.token_hex(4)}")
 
 
 @dataclass(frozen=True)
@@ -215,6 +234,8 @@ class _Build:
             assert section.text is not None
             require_samples(rows, section.split, section.text)
         files = {shard.file: shard.facts for written in shards.values() for shard in written}
+        if files.keys() - set(folder.names()):
+            raise not_shared(folder)
         with passes.local_folder(folder) as place:
             example = write_arrow(place / EXAMPLE, _example(encoded))
             files[EXAMPLE] = file_facts(example)

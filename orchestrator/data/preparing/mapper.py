@@ -5,7 +5,8 @@ Imports: the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 Result = TypeVar("Result")
@@ -23,3 +24,17 @@ class Mapper(Protocol):
 def in_process(function: Callable[[Any], Result], items: Sequence[Any], label: str) -> Iterator[Result]:  # noqa: ARG001
     """One item after the other, in this process."""
     return map(function, items)
+
+
+@contextlib.contextmanager
+def closing_all(mapper: Mapper) -> Iterator[Mapper]:
+    """The mapper, whose calls have all ended when the block has, even if an error left results unread."""
+    with contextlib.ExitStack() as stack:
+
+        def run(function: Callable[[Any], Result], items: Sequence[Any], label: str) -> Iterator[Result]:
+            results = mapper(function, items, label)
+            if isinstance(results, Generator):
+                stack.callback(results.close)
+            return results
+
+        yield run

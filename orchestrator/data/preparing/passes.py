@@ -27,7 +27,7 @@ from orchestrator.data.features.images import decode_images
 from orchestrator.data.features.pipeline import Pipeline
 from orchestrator.data.features.schema import array_matrix, categorical_columns, require_complete
 from orchestrator.data.features.survey import FeaturePartial, survey_features
-from orchestrator.data.prepared.shards import SHARD_BYTES, WrittenShard, write_shard
+from orchestrator.data.prepared.shards import MOST_PIECES, SHARD_BYTES, WrittenShard, write_shard
 from orchestrator.data.preparing.earlier import Columns, KnownChunk, rows_of
 from orchestrator.data.preparing.kept import Kept, Spooled
 from orchestrator.data.quality.survey import QualityPartial, survey_quality
@@ -40,8 +40,6 @@ from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
 
 EXAMPLE_ROWS = 5
-_MOST_PIECES = 1000
-"""Of a chunk; they are numbered by it."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,7 @@ def _write(folder: Path, part: str, numbered: Numbered, columns: Columns) -> Ite
     rows_per_shard = max(1, SHARD_BYTES // max(1, columns[0][0].nbytes + columns[1][0].nbytes + 8))
     for piece, start in enumerate(range(0, len(columns[2]), rows_per_shard)):
         features, targets, rows = (column[start : start + rows_per_shard] for column in columns)
-        index = numbered.index * _MOST_PIECES + piece
+        index = numbered.index * MOST_PIECES + piece
         cut = (features, targets, rows)
         known = numbered.known
         yield (known and known.link(folder, part, piece, index, cut)) or write_shard(

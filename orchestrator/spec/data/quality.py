@@ -10,4 +10,5 @@ class Quality(Section):
 
     report: bool = True
     """Count, compare and warn: figures of each column, class balance, duplicates across the parts, columns that
-    give the label away. It lies beside the prepared data and among the run's artifacts, and is what new data is compared with."""
+    give the label away. It lies beside the prepared data and among the run's artifacts, and is what new data is
+    compared with."""
