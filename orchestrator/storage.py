@@ -87,8 +87,7 @@ class Folder:
 
     def names(self) -> list[str]:
         """Names of files and folders in here, sorted; empty where the folder does not exist."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        return sorted(info.base_name for info in self.infos())
 
     def size_bytes(self, name: str) -> int:
         return int(self.filesystem.get_file_info(self._at(name)).size)
@@ -150,11 +149,18 @@ class Folder:
 
     def folders(self) -> Iterator[Folder]:
         """The folders in here, by name."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        for info in sorted(infos, key=lambda info: info.path):
+        for info in sorted(self.infos(), key=lambda info: info.path):
             if info.type == pafs.FileType.Directory:
                 yield self / info.base_name
+
+    def infos(self) -> list[Any]:
+        """pyarrow's facts about the files and folders in here; none where the folder does not exist."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        try:
+            return list(self.filesystem.get_file_info(selector))
+        except FileNotFoundError:
+            # pyarrow raises it where the folder is made just after it was not found.
+            return list(self.filesystem.get_file_info(selector))
 
     def _at(self, name: str) -> str:
         return str(PurePosixPath(self.path) / name) if name else self.path

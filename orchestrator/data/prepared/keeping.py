@@ -126,21 +126,16 @@ def _manifest(folder: Folder) -> Manifest | None:
 
 
 def _sizes(folder: Folder) -> dict[str, int]:
-    return {info.base_name: int(info.size) for info in _infos(folder) if info.type == pafs.FileType.File}
+    return {info.base_name: int(info.size) for info in folder.infos() if info.type == pafs.FileType.File}
 
 
 def _modified_s(folder: Folder) -> float:
     """Of the manifest, whose time stamp every use renews; without one, of the newest file, or of the folder."""
-    stamps = {info.base_name: info.mtime_ns or 0 for info in _infos(folder)}
+    stamps = {info.base_name: info.mtime_ns or 0 for info in folder.infos()}
     if MANIFEST in stamps:
         return stamps[MANIFEST] / 1e9
     own = folder.filesystem.get_file_info(folder.path).mtime_ns or 0
     return max([own, *stamps.values()]) / 1e9
-
-
-def _infos(folder: Folder) -> list[Any]:
-    selector = pafs.FileSelector(folder.path, allow_not_found=True)
-    return list(folder.filesystem.get_file_info(selector))
 
 
 def _digest(folder: Folder, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -66,7 +66,7 @@ class Manifest:
     """By name, shards included: `bytes`, `sha256`, `mtime_ns`."""
     lineage: str = ""
     """The same for all data that the same settings prepare, whatever their source holds."""
-    chunks: Sequence[Mapping[str, Any]] = ()
+    chunks: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """The chunks of the source, as `data.preparing.earlier` keeps them."""
 
     def to_dict(self) -> dict[str, Any]:
