@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.runners.job import resolve_storage
+from orchestrator.runners.environment import environment
+from orchestrator.runners.preparing import data_job, prepare_data
 from orchestrator.runners.ray_workers.start import check_fits, cluster_address, inside_ray_job
 
 if TYPE_CHECKING:
     from orchestrator.engine.device.memory import MemoryEstimate
     from orchestrator.spec import JobSpec, LoadedSpec
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,10 @@ def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
 
     Raises Infeasible where the workers can never fit, and what preparation and the model raise.
     """
-    from orchestrator.data.preparing.prepare import prepare
+    from orchestrator.data.preparing.prepare import discard
     from orchestrator.engine.device.memory import estimate_memory
     from orchestrator.imports import add_search_paths
+    from orchestrator.spec import secret_values
     from orchestrator.worker import build_recipe
 
     spec = loaded.spec
@@ -64,14 +69,16 @@ def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
     where, total, available = _resources(cluster_address(address))
     if where != _HERE:
         check_fits(spec, total)
-    storage = resolve_storage(spec.storage, in_job=inside_ray_job())
-    prepared = prepare(spec.data, task=spec.train.task, seed=spec.seed, storage=storage)
+    job = data_job(loaded, None)
+    with environment(secret_values(spec)):
+        prepared = prepare_data(job, say=_log.info)
     recipe = build_recipe(spec, prepared)
     sizes = share_sizes(spec.train.global_batch_size, spec.resources.num_workers)
     microbatch = min(spec.train.microbatch_size or sizes[0], sizes[0])
     memory = estimate_memory(recipe, microbatch)
     rows = prepared.manifest.rows["train"]
     steps = recipe.steps_per_epoch
+    discard(spec.data, job.storage, prepared)
     return Plan(
         where=where,
         resources=total,

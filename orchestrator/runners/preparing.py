@@ -74,7 +74,7 @@ def prepare_only(loaded: LoadedSpec, *, address: str | None, say: Callable[[str]
             "data.cache is false: each run prepares the data for itself, and would not find what is prepared now",
             "write data.cache: true, or leave it out",
         )
-    job = _job(loaded, cluster_address(address))
+    job = data_job(loaded, cluster_address(address))
     add_search_paths(loaded.search_paths)
     with environment(secret_values(loaded.spec)), contextlib.ExitStack() as stack:
 
@@ -94,15 +94,15 @@ def prepared_place(loaded: LoadedSpec) -> Folder:
     from orchestrator.imports import add_search_paths
     from orchestrator.spec import secret_values
 
-    job, spec = _job(loaded, None), loaded.spec
+    job, spec = data_job(loaded, None), loaded.spec
     add_search_paths(loaded.search_paths)
     with environment(secret_values(spec)):
         named = names_of(spec.data, task=spec.train.task, seed=spec.seed, fingerprint=_fingerprint(job))
     return prepared_folder(job.storage, named["key"])
 
 
-def _job(loaded: LoadedSpec, address: str | None) -> Job:
-    """The job as far as its data goes: nothing of it is tracked."""
+def data_job(loaded: LoadedSpec, address: str | None) -> Job:
+    """The job as far as its data goes: nothing of it is tracked. `address` is that of `cluster_address`."""
     in_job = inside_ray_job()
     return Job(
         loaded=loaded,

@@ -87,3 +87,25 @@ def test_the_verb_plans_for_a_live_cluster(ray_cluster: str, tmp_path: Path) -> 
     assert refused.exception.exit_code == 2
     text = CliRunner().invoke(app, command)
     assert "64 = 2 worker(s) × 32 sample(s)" in text.output
+
+
+def test_a_plan_has_the_secrets_and_leaves_no_data_that_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator.spec import load_spec
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret_reader.py").write_text(
+        "import os\n\ndef read():\n    rows = list(range(len(os.environ['HUSH'])))\n    return {'x': rows, 'y': rows}\n"
+    )
+    data = {"source": {"kind": "python", "function": "secret_reader:read"}, "target": "y", "cache": False}
+    spec = {
+        "name": "hushed",
+        "storage": str(tmp_path / "runs"),
+        "secrets": {"HUSH": "x" * 100},
+        "data": data,
+        "model": {"name": "linear"},
+        "train": {"max_epochs": 1, "global_batch_size": 10, "optimizer": {"kind": "sgd", "lr": 0.1}},
+    }
+    assert sum(make_plan(load_spec(spec)).rows.values()) == 100
+    assert not [path for path in (tmp_path / "runs" / "prepared").iterdir() if path.is_dir()]
