@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,40 +113,23 @@ def test_what_failed_is_not_found(section: DataSection, storage: Folder) -> None
     assert sum(prepared(faulty, storage).manifest.rows.values()) == 4000
 
 
-SCRIPT = """
-import sys
-from orchestrator.data.preparing.prepare import prepare
-from orchestrator.spec.data import DataSection
-from orchestrator.storage import Folder
-section = DataSection.model_validate_json(sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
-found = prepare(section, task="auto", seed=0, storage=Folder.at("s3://bucket/runs"))
-print(found.part("train").num_rows)
-"""
+def test_two_nodes_may_build_the_same(
+    section: DataSection, storage: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not see each other's locks: here one begins and ends while the other is about to encode."""
+    others = []
 
+    def slow(function: Callable[[Any], Any], items: Sequence[Any], label: str) -> Iterator[Any]:
+        if label == "encoding":
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node2"))
+            others.append(prepared(section, storage))
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node1"))
+        yield from map(function, items)
 
-def test_two_nodes_may_build_the_same(section: DataSection, storage: Folder, tmp_path: Path) -> None:
-    """They do not see each other's locks."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, section.model_dump_json()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": str(tmp_path / f"node{number}")},
-        )
-        for number in range(2)
-    ]
-    for process in processes:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    assert [process.communicate(timeout=120)[0] for process in processes] == ["2800\n", "2800\n"]
+    first = prepare(section, task="auto", seed=0, storage=storage, mapper=lambda num_chunks: slow)
+    (second,) = others
+    assert first.folder != second.folder
+    assert torch.equal(features(first), features(second))
     assert len(list((storage / "prepared").folders())) == 1
     assert run_app(["data", "verify", "--storage", "s3://bucket/runs"]) == 0
 
