@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +25,8 @@ class Folder:
 
     filesystem: Any
     path: str
+    query: str = ""
+    """What stood behind the `?` of its URI, as `endpoint_override=…`: others need it to come here."""
 
     @classmethod
     def at(cls, location: str | Path) -> Folder:
@@ -42,19 +44,21 @@ class Folder:
                 f"storage '{text}' cannot be opened: {error}",
                 "write a path, or a URI that pyarrow knows: file://, s3://, gs://, abfs://, hdfs://",
             ) from error
-        return cls(filesystem, path)
+        return cls(filesystem, path, text.partition("?")[2])
 
     @property
     def uri(self) -> str:
         """What `Folder.at` takes to come here again: a path where it is local."""
-        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+        if self.is_local:
+            return self.path
+        return f"{self.filesystem.type_name}://{self.path}{f'?{self.query}' if self.query else ''}"
 
     @property
     def is_local(self) -> bool:
         return bool(self.filesystem.type_name == "local")
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(self.filesystem, str(PurePosixPath(self.path) / name))
+        return replace(self, path=str(PurePosixPath(self.path) / name))
 
     def local_path(self) -> Path:
         """The path on this machine; raises UsageError where the folder is remote."""

@@ -219,6 +219,7 @@ def test_user_code_that_fails_in_a_task(
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_what_ray_prepared(ray_cluster: str, rows: Path, tmp_path: Path) -> None:
     spec = table_spec(rows) | {"storage": str(tmp_path / "runs")}
     result = orchestrator.run(spec, quiet=True, data={"preparation": {"by": "ray", "chunk_size": "64KiB"}})

@@ -100,6 +100,7 @@ def flaky_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     sys.modules.pop("flaky", None)
 
 
+@pytest.mark.slow  # the unit and gloo tests hold each part of it
 def test_inline_one_worker_and_two_workers_agree(ray_cluster: str, tmp_path: Path) -> None:
     inline = run(tmp_path / "a", inline=True)
     one = run(tmp_path / "b", resources={"num_workers": 1})
@@ -234,7 +235,10 @@ def test_what_can_never_fit_is_refused_at_once(ray_cluster: str, tmp_path: Path)
     assert not (tmp_path / "runs" / "small-1").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_stops_the_command_and_it_saves(tmp_path: Path, number: int, code: int) -> None:
     spec = Path(__file__).parents[2] / "jobs" / "linear_regression.yaml"
     command = [

@@ -72,6 +72,7 @@ def points(steps: range) -> list[Point]:
     ]
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None:
     port = free_port()
     bundle = tmp_path / "bundle"

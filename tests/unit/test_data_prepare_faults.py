@@ -116,7 +116,7 @@ def test_a_build_that_is_killed_is_not_taken_for_one(section: dict[str, Any], tm
     (left,) = folders(tmp_path / "runs")
     assert ".tmp-" in left
     assert sorted(path.name for path in (tmp_path / "runs/prepared" / left).glob("train-*"))[-1] == (
-        "train-00002.arrow"
+        "train-02000.arrow"
     )
     found = prepared(section, Folder.at(tmp_path / "runs"))
     assert folders(tmp_path / "runs") == [found.folder.name]

@@ -124,6 +124,8 @@ def test_files_behind_http(tmp_path: Path) -> None:
         finally:
             server.shutdown()
             serving.join()
+    with pytest.raises(SourceError, match=r"a\.csv cannot be listed: Cannot connect"):
+        opened("csv", f"{url}/a.csv")
 
 
 def test_storage_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,3 +130,15 @@ def test_compressed_files_are_kept_as_they_are(tmp_path: Path) -> None:
     Folder.at(tmp_path).write_bytes("a.gz", packed)
     assert (tmp_path / "a.gz").read_bytes() == packed
     assert Folder.at(tmp_path).read_bytes("a.gz") == packed
+
+
+def test_the_uri_of_a_store_names_its_endpoint() -> None:
+    place = (
+        Folder.at("s3://bucket/runs?endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1")
+        / "digits-1"
+    )
+    assert place.path == "bucket/runs/digits-1"
+    assert (
+        place.uri == "s3://bucket/runs/digits-1?endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1"
+    )
+    assert Folder.at(place.uri) == place

@@ -98,7 +98,7 @@ def _scratch(folder: Folder) -> Folder:
     """For what passes leave each other. On remote storage two nodes may build the same, each with its own."""
     if folder.is_local:
         return folder / "scratch"
-    return Folder(folder.filesystem, f"{folder.path}.tmp-{secrets.token_hex(4)}")
+    return replace(folder, path=f"{folder.path}.tmp-{secrets.token_hex(4)}")
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,10 @@ def _walk(place: Location, *, recursive: bool = True) -> Iterator[File]:
             yield File(info.path, relative, info.size or 0, info.mtime_ns or 0, place.filesystem)
 
 
+_NOT_FOUND = 404
+"""HTTP's answer."""
+
+
 def _require_answer(place: Location) -> None:
     """Raises OSError where a server did not answer: to fsspec that is the same as a file that is not there."""
     inner = getattr(getattr(place.filesystem, "handler", None), "fs", None)
@@ -235,8 +239,9 @@ def _require_answer(place: Location) -> None:
     try:
         inner.info(place.base)
     except FileNotFoundError as error:
-        if error.__cause__ is not None and not isinstance(error.__cause__, FileNotFoundError):
-            raise OSError(str(error.__cause__)) from error
+        cause = error.__cause__
+        if cause is not None and getattr(cause, "status", 0) != _NOT_FOUND:
+            raise OSError(str(cause)) from error
     except Exception as error:
         raise OSError(str(error)) from error
 
