@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CHUNK_BYTES = 1 << 20
-"""Small batches are gathered together up to this size: one call for many, and it stays in a core's cache."""
+CHUNK_BYTES = 1 << 22
+"""Small batches are gathered together up to this size: one call for many. Measured: 1 MiB costs a third more."""
 STREAMED_CHUNK_BYTES = 1 << 23
 """The same where rows come from many shards, each of which costs a call."""
 BACKGROUND_BYTES = 1 << 20
