@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.data.columns import image_bytes
+from orchestrator.data.threads import in_threads
 
 _CHANNELS = {"rgb": 3, "grayscale": 1}
 _MODES = {"rgb": "RGB", "grayscale": "L"}
@@ -54,8 +54,7 @@ def decode_images(
             return f"{type(error).__name__}: {error}"
         return ""
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        reasons = list(pool.map(decode, range(len(column))))
+    reasons = in_threads(decode, range(len(column)), os.cpu_count() or 1)
     paths = _paths(column)
     corrupt = [CorruptImage(row, paths[row] or "", reason) for row, reason in enumerate(reasons) if reason]
     return pixels, corrupt

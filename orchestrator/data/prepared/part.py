@@ -140,8 +140,8 @@ class Part:
         return gathered
 
     def _from_many(self, indices: NDArray[np.int64], columns: Sequence[int], pin: bool) -> list[Tensor]:
-        """One gather per touched shard, side by side, and one that brings the rows into their order: nearly three times as
-        fast as putting each shard's rows where they belong, which is done row by row."""
+        """One gather per touched shard, side by side, and one that brings the rows into their order: nearly three
+        times as fast as putting each shard's rows where they belong, which is done row by row."""
         of_shard = np.searchsorted(self._ends, indices, side="right").astype(np.uint32)
         order = np.argsort(of_shard, kind="stable")
         touched, starts = np.unique(of_shard[order], return_index=True)

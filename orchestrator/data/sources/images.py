@@ -6,7 +6,6 @@ Imports: numpy, pyarrow; torchvision where it is needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,12 @@ from orchestrator.data.sources.chunks import (
 from orchestrator.data.sources.files import File, class_images
 from orchestrator.data.sources.grouping import group_files
 from orchestrator.data.sources.memo import Memo
+from orchestrator.data.threads import in_threads
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import ImageFolderSource, TorchvisionSource
 from orchestrator.vision import import_torchvision
 
-_READERS = 8
+_READERS, _LOCAL_READERS = 8, 2
 """Threads that read image files: most of the time they wait."""
 _SCHEMA = pa.schema(
     [
@@ -65,8 +65,8 @@ def _load_images(images: Sequence[tuple[File, str]], schema: pa.Schema, faults: 
         except OSError as error:
             return Unreadable(str(file), f"as a file: {error.strerror or error}")
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        contents = list(pool.map(read, [file for file, _ in images]))
+    local = all(file.filesystem is None for file, _ in images)
+    contents = in_threads(read, [file for file, _ in images], _LOCAL_READERS if local else _READERS)
     bad = [content for content in contents if isinstance(content, Unreadable)]
     if bad and faults is None:
         raise unreadable(bad[0])

@@ -11,13 +11,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from orchestrator.data.sources.files import File
+from orchestrator.data.threads import in_threads
 from orchestrator.storage import Folder
 
 _SETTLED_S = 2.0
@@ -48,11 +48,7 @@ class Memo:
                 return entry[2]
             return learn(file)
 
-        if len(files) > 1:
-            with ThreadPoolExecutor(threads) as pool:
-                found = list(pool.map(fact, files))
-        else:
-            found = [fact(file) for file in files]
+        found = in_threads(fact, files, threads)
         now_s = time.time()
         fresh = {
             f"{file}{about}": [file.size_bytes, file.mtime_ns, value]
