@@ -43,7 +43,7 @@ from orchestrator.data.preparing.mapper import Mapper, closing_all
 from orchestrator.data.preparing.passes import CleanedChunk, Encoded, Numbered, Share
 from orchestrator.data.preparing.reports import Looks, write_reports
 from orchestrator.data.preparing.room import explain, not_shared
-from orchestrator.data.sources.read import open_source
+from orchestrator.data.sources.read import Chunk, Unreadable, open_source
 from orchestrator.data.splitting.rows import PARTS, part_codes, split_rows
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import DataSection
@@ -73,9 +73,10 @@ def build(
     source = open_source(section, section.preparation.chunk_size, search_paths=sys.path, memo=memo)
     if not source.chunks:
         raise _no_rows(section)
+    chunks = source.chunks if len(source.chunks) > 1 else [_held(chunk) for chunk in source.chunks]
     numbered = [
         Numbered(index, chunk, earlier.known(chunk.fingerprint) if earlier else None)
-        for index, chunk in enumerate(source.chunks)
+        for index, chunk in enumerate(chunks)
     ]
     scratch = _scratch(folder) if len(numbered) > 1 else None
     try:
@@ -92,6 +93,13 @@ def build(
     finally:
         if scratch is not None:
             scratch.remove()
+
+
+def _held(chunk: Chunk) -> Chunk:
+    """A source's only chunk is read once for all passes, if all of it can be read."""
+    faults: list[Unreadable] = []
+    table = chunk.read(faults)
+    return chunk if faults else replace(chunk, kept=table)
 
 
 def _scratch(folder: Folder) -> Folder:
