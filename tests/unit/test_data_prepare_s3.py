@@ -20,28 +20,22 @@ from orchestrator.data.preparing.prepare import prepare
 from orchestrator.errors import DataError
 from orchestrator.spec.data import DataSection, Iterate
 from orchestrator.storage import Folder
+from tests.unit.s3_case import ACCOUNT, s3_server
 
-moto_server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
 STREAMING = Iterate(kind="streaming", window=2**20)
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as found:
+        yield f"http://{found}"
 
 
 @pytest.fixture
 def storage(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
     """The bucket, with the usual variables naming server and account."""
     variables = {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "hidden-key",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
+        **ACCOUNT,
         "AWS_ENDPOINT_URL": address,
         "XDG_CACHE_HOME": str(tmp_path / "node1"),
     }

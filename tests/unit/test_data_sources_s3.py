@@ -14,26 +14,20 @@ import pytest
 from orchestrator.data.sources.fingerprint import fingerprint
 from orchestrator.data.sources.read import open_source, read_source
 from orchestrator.errors import SourceError
+from tests.unit.s3_case import ACCOUNT, s3_server
 from tests.unit.source_cases import rows_of, section
-
-moto_server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
+    with s3_server() as found:
+        yield found
 
 
 @pytest.fixture
 def bucket(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[pafs.S3FileSystem]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-key")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in ACCOUNT.items():
+        monkeypatch.setenv(name, value)
     filesystem = pafs.S3FileSystem(
         endpoint_override=address,
         scheme="http",
