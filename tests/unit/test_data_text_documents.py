@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.data.features.documents import Piece, piece_samples
-from orchestrator.data.features.tokens import IGNORED, fit_tokenizer
+from orchestrator.data.features.tokens import IGNORED
 from orchestrator.data.preparing.prepare import prepare
 from orchestrator.engine.objective import losses
 from orchestrator.engine.objective.objective import build_objective
@@ -20,6 +20,7 @@ from orchestrator.errors import SourceError
 from orchestrator.spec.data import DataSection, Text
 from orchestrator.spec.train import Loss
 from orchestrator.storage import Folder
+from tests.unit.tokens_case import fit_tokenizer
 
 
 @given(st.lists(st.text("ab\n", max_size=9), max_size=5), st.integers(1, 7), st.booleans())

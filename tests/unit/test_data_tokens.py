@@ -13,12 +13,12 @@ from orchestrator.data.features.documents import Piece, cut_samples, joined, par
 from orchestrator.data.features.tokens import (
     Tokenizer,
     count_tokens,
-    fit_tokenizer,
     fit_vocabulary,
     merge_counts,
 )
 from orchestrator.errors import SourceError
 from orchestrator.spec.data import Split, Text
+from tests.unit.tokens_case import fit_tokenizer
 
 TEXTS = st.lists(st.text(st.sampled_from("abcABC 1_é😀\n.,"), max_size=40), min_size=1, max_size=6)
 KINDS = ["char", "byte", "word"]

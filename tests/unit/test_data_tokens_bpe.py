@@ -15,13 +15,13 @@ from orchestrator.data.features import bpe
 from orchestrator.data.features.tokens import (
     Tokenizer,
     count_tokens,
-    fit_tokenizer,
     fit_vocabulary,
     merge_counts,
 )
 from orchestrator.errors import MissingPackage
 from orchestrator.spec.data import Text
 from tests.unit.spec_helpers import faults_of, minimal
+from tests.unit.tokens_case import fit_tokenizer
 
 WORDS = ["the", "quick", "Über", "fox", "jumps,", "over\n", "12 345", "lazy  dog", "😀", "don't", "日本語"]
 RNG = np.random.default_rng(0)
@@ -69,10 +69,11 @@ def test_what_is_learned_depends_neither_on_chunks_nor_on_order() -> None:
         merged = merge_counts(one, merged)
     assert fit_vocabulary(SECTION, merged) == FITTED
     script = (
-        "import json, sys; from orchestrator.data.features.tokens import fit_tokenizer;"
+        "import json, sys; from orchestrator.data.features.tokens import count_tokens, fit_vocabulary;"
         "from orchestrator.spec.data import Text;"
         "texts = json.load(sys.stdin)[::-1];"
-        "print(json.dumps(fit_tokenizer(Text(tokenizer='bpe', vocab_size=300), texts).to_dict()))"
+        "section = Text(tokenizer='bpe', vocab_size=300)\n"
+        "print(json.dumps(fit_vocabulary(section, count_tokens(section, texts)).to_dict()))"
     )
     for seed in ("1", "2"):
         done = subprocess.run(

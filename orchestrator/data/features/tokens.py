@@ -136,11 +136,6 @@ class Tokenizer:
         return table
 
 
-def fit_tokenizer(section: Text, texts: Iterable[str], *, language_model: bool = False) -> Tokenizer:
-    """The tokenizer of the section, fitted on these texts. Raises SourceError where they hold no token at all."""
-    return fit_vocabulary(section, count_tokens(section, texts), language_model=language_model)
-
-
 def count_tokens(section: Text, texts: Iterable[str]) -> Counter[str]:
     """How often each candidate for the vocabulary stands in the texts: characters, words, or of `bpe` the runs
     of bytes within which tokens are merged. `byte` needs none. Exact up to 1,000,000 different ones."""
