@@ -17,7 +17,7 @@ def best_interval_s(save_s: float, mtbf_s: float) -> float:
 
     Young's first order √(2·save·mtbf) (J. W. Young, "A first order approximation to the optimum checkpoint
     interval", CACM 17(9), 1974) with Daly's higher-order correction (J. T. Daly, "A higher order estimate of the
-    optimum checkpoint interval for restart dumps", FGCS 22, 2006, eq. 37), which also holds where saving takes a
+    optimum checkpoint interval for restart dumps", FGCS 22(3), 2006), which also holds where saving takes a
     good part of the time between failures; from save ≥ 2·mtbf on it is mtbf. Raises ValueError unless save_s ≥ 0
     and mtbf_s > 0. A free checkpoint has an interval of 0.
     """

@@ -22,7 +22,7 @@ def _worker_count(value: Any) -> int | tuple[int, int]:
     for count in counts:
         if isinstance(count, bool) or not isinstance(count, int):
             shown = "a section" if isinstance(count, dict) else repr(count)
-            raise ValueError(f"must be a whole number of workers, or the pair [min, max], not {shown}")
+            raise ValueError(f"must be a whole number, or the pair [min, max] as in [1, 4], not {shown}")
         if not 1 <= count <= _MOST_WORKERS:
             raise ValueError(f"must be at least 1 and at most {_MOST_WORKERS:,}, not {count}")
     if counts[-1] < counts[0]:

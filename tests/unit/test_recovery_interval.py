@@ -12,7 +12,7 @@ from orchestrator.recovery.interval import auto_interval_s, best_interval_s, lea
 
 
 def expected_time(interval_s: float, save_s: float, mtbf_s: float) -> float:
-    """Wall time for one second of training, with failures at random (a Poisson process) at any time: Daly's exact model.
+    """Wall time for one second of training, with failures at random (a Poisson process): Daly's exact model.
 
     Each segment of interval and save must pass without a failure, or begins anew.
     """

@@ -13,6 +13,7 @@ def test_free_keys_do_not_count_and_all_others_do() -> None:
     for same in (
         {"train": {"max_epochs": 50, "max_steps": 7}},
         {"resources": {"num_workers": 3}},
+        {"resources": {"num_workers": [1, 4]}},
         {"failure": {"max_failures": 9}},
         {"checkpoint": {"num_to_keep": 5}},
         {"storage": "elsewhere"},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.spec import load_spec
+from orchestrator.spec import load_spec, render, to_plain
 from tests.unit.spec_helpers import FULL_YAML, MINIMAL, faults_of, minimal
 
 
@@ -153,3 +153,26 @@ def test_faults_of_all_sources_come_together(tmp_path: Path) -> None:
 
 def test_the_minimal_job_is_valid() -> None:
     assert load_spec(MINIMAL).spec.train.optimizer.kind == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("written", "limits", "rendered"),
+    [("3", (3, 3), 3), ("[1, 4]", (1, 4), [1, 4]), ("[2,2]", (2, 2), [2, 2])],
+)
+def test_workers_are_a_number_or_a_pair(
+    written: str, limits: tuple[int, int], rendered: object, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(FULL_YAML.replace("num_workers: 2", f"num_workers: {written}"))
+    for spec in (load_spec(file).spec, load_spec(minimal(), [f"resources.num_workers={written}"]).spec):
+        resources = spec.resources
+        assert resources.limits == (resources.min_workers, resources.max_workers) == limits
+        assert to_plain(spec)["resources"]["num_workers"] == rendered
+    file.write_text(render(spec))
+    assert load_spec(file).spec == spec
+
+
+def test_a_bundle_asks_for_the_accelerator_and_for_nothing_that_is_zero() -> None:
+    section = {"use_gpu": True, "accelerator_type": "A100", "resources_per_worker": {"CPU": 0, "memory": 5e9}}
+    resources = load_spec(minimal(resources=section)).spec.resources
+    assert resources.bundle() == {"GPU": 1, "memory": 5e9, "accelerator_type:A100": 0.001}

@@ -40,6 +40,7 @@ def document() -> Document:
             {"kind": "sklearn", "name": "digits"},
         ),
         ("resources.num_workers=2", ("resources", "num_workers"), 2),
+        ("resources.num_workers=[1,4]", ("resources", "num_workers"), [1, 4]),
         ("name=", ("name",), None),
         (" name = y", ("name",), "y"),
     ],

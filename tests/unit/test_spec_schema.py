@@ -74,6 +74,14 @@ def test_the_examples_are_valid_for_the_schema_and_for_the_models() -> None:
 
 
 @pytest.mark.parametrize(
+    ("workers", "good"), [(1, True), ([1, 4], True), (0, False), ([0, 4], False), ([1], False), ("2", False)]
+)
+def test_an_editor_knows_what_workers_look_like(workers: object, good: bool) -> None:
+    spec = minimal(resources={"num_workers": workers})
+    assert jsonschema.Draft202012Validator(SCHEMA).is_valid(spec) == good
+
+
+@pytest.mark.parametrize(
     "sections",
     [
         {"nme": 1},

@@ -1,8 +1,9 @@
 """What kind of fault an exception of Ray's is. Imports: ray, inside functions, since it takes a second.
 
-Ray 2.60 raises no exception of its own for a head that is gone. Its C++ part turns a broken call to it into
-`RpcError`, `GetTimeoutError` or `RaySystemError`, and ends the whole process where the head stays away longer than
-`gcs_rpc_server_reconnect_timeout_s`.
+Ray 2.60 has no exception for a head that is gone. Calls to it wait; waiting for what needs it runs into its own
+`GetTimeoutError`; running actors answer as before. Where it stays away longer than
+`gcs_rpc_server_reconnect_timeout_s`, Ray ends the whole process. What breaks on the way shows as `RpcError` or
+`RaySystemError`.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ def cause_of_ray_error(error: BaseException) -> Cause:
     """
     from ray import exceptions as ray_errors
 
-    if isinstance(error, OrchestratorError):
-        return error.cause
     if isinstance(error, ray_errors.RayTaskError):
+        # Ray makes it an instance of the error's own class too, and hides that class's `cause` behind its own.
         inner = error.cause
         return (
             cause_of_ray_error(inner) if isinstance(inner, Exception) and inner is not error else "internal"
         )
+    if isinstance(error, OrchestratorError):
+        return error.cause
     if killed_for_memory(error):
         return "out of memory"
     if isinstance(error, ray_errors.RayActorError):

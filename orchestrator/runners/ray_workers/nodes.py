@@ -6,52 +6,98 @@ Imports: ray, inside functions, since it takes a second.
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.recovery.sizing import NodeFacts
 
 
+class HeadUnreachable(OrchestratorError):
+    """Ray's head did not answer in time."""
+
+    cause = "control plane"
+
+
 def node_facts(
-    group: Mapping[str, int] | None = None, per_worker: Mapping[str, float] | None = None
+    group: Mapping[str, int] | None = None,
+    per_worker: Mapping[str, float] | None = None,
+    *,
+    timeout_s: float = 10.0,
 ) -> list[NodeFacts]:
     """The live nodes of the connected cluster, the head's first, then by node id.
 
     `group` is how many workers of our own hold `per_worker` each, by node id: what they hold counts as free. Ray's
     account of what is free is up to a second old; after a change of ours it can be wrong for so long.
 
-    While Ray's head is away the call waits for it, up to Ray's `gcs_rpc_server_reconnect_timeout_s` (60 s). Raises
-    what `cause_of_ray_error` knows.
+    Raises HeadUnreachable after `timeout_s`, and what `cause_of_ray_error` knows. While its head is away Ray itself
+    raises nothing: it waits, and ends the process after `gcs_rpc_server_reconnect_timeout_s` (60 s).
     """
-    import ray
-    from ray._private.state import available_resources_per_node, state
-
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    free, draining = available_resources_per_node(), state.get_draining_nodes()
-    facts = []
-    for node in sorted(
+    nodes, free, draining = _asked(timeout_s)
+    alive = [node for node in nodes if node["Alive"]]
+    head_first = sorted(
         alive, key=lambda node: ("node:__internal_head__" not in node["Resources"], node["NodeID"])
-    ):
-        node_id, total = node["NodeID"], node["Resources"]
-        ours = (group or {}).get(node_id, 0)
-        facts.append(
-            NodeFacts(
-                node_id=node_id,
-                total={name: float(amount) for name, amount in total.items()},
-                free={
-                    name: min(
-                        free.get(node_id, {}).get(name, 0.0) + ours * (per_worker or {}).get(name, 0.0),
-                        amount,
-                    )
-                    for name, amount in total.items()
-                },
-                draining=node_id in draining,
-                # Ray's "no deadline" is 0.
-                deadline_s=draining[node_id] / 1000 if draining.get(node_id) else None,
-                name=_name(node),
-            )
+    )
+    return [
+        _facts(
+            node,
+            free.get(node["NodeID"], {}),
+            draining,
+            (group or {}).get(node["NodeID"], 0),
+            per_worker or {},
         )
-    return facts
+        for node in head_first
+    ]
+
+
+def _asked(timeout_s: float) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]], dict[str, int]]:
+    """Ray's node table; what is free, by node; the deadlines of draining nodes, in ms, 0 for none.
+
+    A call that hangs keeps its thread until the head answers again.
+    """
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        import ray
+        from ray._private.state import available_resources_per_node, state
+
+        try:
+            answers.put((ray.nodes(), available_resources_per_node(), state.get_draining_nodes()))
+        except Exception as error:  # noqa: BLE001 - raised again by who asked
+            answers.put(error)
+
+    threading.Thread(target=ask, name="node-facts", daemon=True).start()
+    try:
+        answer = answers.get(timeout=timeout_s)
+    except queue.Empty:
+        raise HeadUnreachable(f"Ray's head has not answered for {timeout_s:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    nodes, free, draining = answer
+    return nodes, free, draining
+
+
+def _facts(
+    node: Mapping[str, Any],
+    free: Mapping[str, float],
+    draining: Mapping[str, int],
+    workers: int,
+    per_worker: Mapping[str, float],
+) -> NodeFacts:
+    node_id, total = node["NodeID"], {name: float(amount) for name, amount in node["Resources"].items()}
+    return NodeFacts(
+        node_id=node_id,
+        total=total,
+        free={
+            name: min(free.get(name, 0.0) + workers * per_worker.get(name, 0.0), amount)
+            for name, amount in total.items()
+        },
+        draining=node_id in draining,
+        deadline_s=draining[node_id] / 1000 if draining.get(node_id) else None,
+        name=_name(node),
+    )
 
 
 def _name(node: Mapping[str, Any]) -> str:

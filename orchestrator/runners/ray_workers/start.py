@@ -151,7 +151,7 @@ def check_fits(spec: JobSpec, nodes: Sequence[NodeFacts] | None = None) -> None:
     for name, amount in bundle.items():
         if amount * least > total.get(name, 0.0) + 1e-9:
             raise Infeasible(
-                f"resources: {least} {'worker' if least == 1 else 'workers'} of {amount:g} {name} need "
+                f"resources: {least} {'worker needs' if least == 1 else f'workers of {amount:g} {name} need'} "
                 f"{amount * least:g} {name}, but the cluster has {total.get(name, 0.0):g}",
                 mend,
             )
