@@ -91,7 +91,7 @@ from dataclasses import asdict
 import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
-from orchestrator.runners.ray_workers.nodes import HeadUnreachable, node_facts
+from orchestrator.runners.ray_workers.nodes import node_facts
 
 def drain(node, deadline_ms):
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
@@ -117,7 +117,7 @@ facts["nodes"] = [asdict(node) for node in node_facts({ours.node_id: 2}, {"CPU":
 cluster.head_node.kill_gcs_server(False)
 try:
     node_facts(timeout_s=1.0)
-except HeadUnreachable as error:
+except ray.exceptions.GetTimeoutError as error:
     facts["away"] = str(error)
 print(json.dumps(facts), flush=True)
 """

@@ -11,14 +11,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.errors import OrchestratorError
 from orchestrator.recovery.sizing import NodeFacts
-
-
-class HeadUnreachable(OrchestratorError):
-    """Ray's head did not answer in time."""
-
-    cause = "control plane"
 
 
 def node_facts(
@@ -32,8 +25,8 @@ def node_facts(
     `group` is how many workers of our own hold `per_worker` each, by node id: what they hold counts as free. Ray's
     account of what is free is up to a second old; after a change of ours it can be wrong for so long.
 
-    Raises HeadUnreachable after `timeout_s`, and what `cause_of_ray_error` knows. While its head is away Ray itself
-    raises nothing: it waits, and ends the process after `gcs_rpc_server_reconnect_timeout_s` (60 s).
+    Raises Ray's GetTimeoutError where the head does not answer within `timeout_s`, and other RayErrors. Ray itself
+    would wait, and end the process after `gcs_rpc_server_reconnect_timeout_s`.
     """
     nodes, free, draining = _asked(timeout_s)
     alive = [node for node in nodes if node["Alive"]]
@@ -72,7 +65,9 @@ def _asked(timeout_s: float) -> tuple[list[dict[str, Any]], dict[str, dict[str, 
     try:
         answer = answers.get(timeout=timeout_s)
     except queue.Empty:
-        raise HeadUnreachable(f"Ray's head has not answered for {timeout_s:g} s") from None
+        from ray.exceptions import GetTimeoutError
+
+        raise GetTimeoutError(f"Ray's head has not answered for {timeout_s:g} s") from None
     if isinstance(answer, Exception):
         raise answer
     nodes, free, draining = answer
