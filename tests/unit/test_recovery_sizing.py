@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -207,6 +208,42 @@ def test_a_resize_stays_within_the_limits() -> None:
         found = looked(nodes, {"d": 1}, (low, high))
         assert found is not None
         assert found.to == (min(high, 9) if low <= 9 else 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=6),
+    st.lists(st.integers(0, 5), min_size=1, max_size=8),
+    limits,
+    st.booleans(),
+)
+def test_a_resize_stays_within_what_fits_and_is_final(
+    there: list[tuple[int, bool]], places: list[int], limits: tuple[int, int], late: bool
+) -> None:
+    """Whatever the cluster and the group: what is decided can be placed, and then nothing more is to be done."""
+    now_s = 1000.0
+    nodes = [
+        node(
+            str(index),
+            free,
+            draining=draining,
+            deadline_s=now_s + (10 if late else 500) if draining else None,
+        )
+        for index, (free, draining) in enumerate(there)
+    ]
+    group = dict(Counter(str(place % len(nodes)) for place in places))
+    found = looked(nodes, group, limits, now_s=now_s)
+    if found is None:
+        return
+    room = {one.node_id: int(one.free["CPU"]) for one in nodes if not one.draining}
+    if found.to == 0:
+        assert late
+        assert sum(room.values()) < limits[0]
+        return
+    assert limits[0] <= found.to <= min(limits[1], sum(room.values()))
+    placed = Counter[str]()
+    for name in sorted(name for name, count in room.items() for _ in range(count))[: found.to]:
+        placed[name] += 1
+    assert looked(nodes, dict(placed), limits, now_s=now_s) is None
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _KNOCK_S = 10.0
+_FIRST_LOOK_S = 60.0
 
 
 class NoCluster(OrchestratorError):
@@ -138,7 +139,7 @@ def check_fits(spec: JobSpec, nodes: Sequence[NodeFacts] | None = None) -> None:
     resources = spec.resources
     if resources.autoscaling:
         return
-    nodes = node_facts() if nodes is None else nodes
+    nodes = _nodes_there() if nodes is None else nodes
     empty = [replace(node, free=node.total, draining=False) for node in nodes]
     least, bundle = resources.min_workers, resources.bundle()
     if fitting(empty, bundle, (least, least), (), resources.placement_strategy):
@@ -178,10 +179,20 @@ def connected_nodes(address: str | None) -> tuple[str, list[NodeFacts]]:
     if ours:
         _connect(address, {"log_to_driver": False, "logging_level": logging.ERROR})
     try:
-        return ray.get_runtime_context().gcs_address, node_facts()
+        return ray.get_runtime_context().gcs_address, _nodes_there()
     finally:
         if ours:
             ray.shutdown()
+
+
+def _nodes_there() -> list[NodeFacts]:
+    """The connected cluster's nodes. Raises NoCluster where it has stopped answering."""
+    import ray
+
+    try:
+        return node_facts(timeout_s=_FIRST_LOOK_S)
+    except ray.exceptions.RayError as error:
+        raise NoCluster(str(error), "see `ray status`; is the head up?") from error
 
 
 def _connect(address: str | None, settings: dict[str, Any]) -> None:
