@@ -6,12 +6,11 @@ Imports: ray, inside functions, since it takes a second.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.recovery.sizing import NodeFacts
+from orchestrator.runners.ray_workers.answers import answer_within
 
 
 def node_facts(
@@ -25,10 +24,9 @@ def node_facts(
     `group` is how many workers of our own hold `per_worker` each, by node id: what they hold counts as free. Ray's
     account of what is free is up to a second old; after a change of ours it can be wrong for so long.
 
-    Raises Ray's GetTimeoutError where the head does not answer within `timeout_s`, and other RayErrors. Ray itself
-    would wait, and end the process after `gcs_rpc_server_reconnect_timeout_s`.
+    Raises Ray's GetTimeoutError where the head does not answer within `timeout_s`, and other RayErrors.
     """
-    nodes, free, draining = _asked(timeout_s)
+    nodes, free, draining = answer_within(timeout_s, _asked)
     alive = [node for node in nodes if node["Alive"]]
     head_first = sorted(
         alive, key=lambda node: ("node:__internal_head__" not in node["Resources"], node["NodeID"])
@@ -45,33 +43,12 @@ def node_facts(
     ]
 
 
-def _asked(timeout_s: float) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]], dict[str, int]]:
-    """Ray's node table; what is free, by node; the deadlines of draining nodes, in ms, 0 for none.
+def _asked() -> tuple[list[dict[str, Any]], dict[str, dict[str, float]], dict[str, int]]:
+    """Ray's node table; what is free, by node; the deadlines of draining nodes, in ms, 0 for none."""
+    import ray
+    from ray._private.state import available_resources_per_node, state
 
-    A call that hangs keeps its thread until the head answers again.
-    """
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def ask() -> None:
-        import ray
-        from ray._private.state import available_resources_per_node, state
-
-        try:
-            answers.put((ray.nodes(), available_resources_per_node(), state.get_draining_nodes()))
-        except Exception as error:  # noqa: BLE001 - raised again by who asked
-            answers.put(error)
-
-    threading.Thread(target=ask, name="node-facts", daemon=True).start()
-    try:
-        answer = answers.get(timeout=timeout_s)
-    except queue.Empty:
-        from ray.exceptions import GetTimeoutError
-
-        raise GetTimeoutError(f"Ray's head has not answered for {timeout_s:g} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    nodes, free, draining = answer
-    return nodes, free, draining
+    return ray.nodes(), available_resources_per_node(), state.get_draining_nodes()
 
 
 def _facts(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _KNOCK_S = 10.0
 _FIRST_LOOK_S = 60.0
+_HEAD_AWAY_S = 600
+"""How long the driver lives on while the cluster's head is away."""
 
 
 class NoCluster(OrchestratorError):
@@ -90,6 +92,8 @@ def start_ray(spec: JobSpec, address: str | None) -> bool:
         # "local": another Ray on this machine is not joined by accident.
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
         return True
+    # Ray's own 60 s would end this process before it could say what happened.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_HEAD_AWAY_S))
     if not inside_ray_job():
         runtime_env: dict[str, Any] = {
             "working_dir": spec.runtime_env.working_dir,
