@@ -91,6 +91,7 @@ from dataclasses import asdict
 import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
+from orchestrator.runners.ray_workers.causes import cause_of_ray_error
 from orchestrator.runners.ray_workers.nodes import node_facts
 
 def drain(node, deadline_ms):
@@ -101,10 +102,17 @@ head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_00
 cluster = Cluster(initialize_head=True, head_node_args=head)
 ours, other, lost = (cluster.add_node(num_cpus=2, object_store_memory=100_000_000) for _ in range(3))
 cluster.connect()
-groups = []
-for node in (ours, other):  # a node that drains and holds nothing ends at once
-    groups.append(ray.util.placement_group([{"CPU": 2}], bundle_label_selector=[{"ray.io/node-id": node.node_id}]))
-    assert groups[-1].wait(60)
+# A node that drains and holds nothing ends at once.
+group = ray.util.placement_group([{"CPU": 2}], bundle_label_selector=[{"ray.io/node-id": other.node_id}])
+assert group.wait(60)
+
+@ray.remote(num_cpus=2, label_selector={"ray.io/node-id": ours.node_id})
+class Worker:
+    def work(self):
+        time.sleep(1000)
+
+worker = Worker.remote()
+ray.get(worker.__ray_ready__.remote(), timeout=60)
 drain(ours, 2_000_000_000_000)
 drain(other, 0)
 cluster.remove_node(lost, allow_graceful=False)
@@ -114,6 +122,12 @@ for _ in range(600):
     time.sleep(0.1)
 facts = {"ours": ours.node_id, "other": other.node_id}
 facts["nodes"] = [asdict(node) for node in node_facts({ours.node_id: 2}, {"CPU": 1.0})]
+work = worker.work.remote()
+cluster.remove_node(ours, allow_graceful=False)
+try:
+    ray.get(work, timeout=60)
+except ray.exceptions.RayError as error:
+    facts["taken away"] = cause_of_ray_error(error)
 cluster.head_node.kill_gcs_server(False)
 try:
     node_facts(timeout_s=1.0)
@@ -134,8 +148,9 @@ def test_nodes_that_drain_are_told_with_their_deadline(short_folder: Path) -> No
         timeout=200,
         env=environment,
     )
-    assert done.stdout, done.stderr
-    facts = json.loads(done.stdout.splitlines()[-1])
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert answers, done.stdout + done.stderr
+    facts = json.loads(answers[0])
     by_id = {node["node_id"]: node for node in facts["nodes"]}
     head = facts["nodes"][0]
     assert set(by_id) == {head["node_id"], facts["ours"], facts["other"]}
@@ -143,4 +158,5 @@ def test_nodes_that_drain_are_told_with_their_deadline(short_folder: Path) -> No
     ours, other = by_id[facts["ours"]], by_id[facts["other"]]
     assert (ours["draining"], ours["deadline_s"], ours["free"]["CPU"]) == (True, 2e9, 2)
     assert (other["draining"], other["deadline_s"], other["free"]["CPU"]) == (True, None, 0)
+    assert facts["taken away"] == "preemption"
     assert facts["away"] == "Ray's head has not answered for 1 s"
