@@ -55,6 +55,10 @@ class Failure:
     """Ray's id of the machine, which the driver fills in."""
     peer_lost: bool = False
     """All this rank saw is that another one left: the fault is the other's."""
+    final: bool = False
+    """Another attempt would only meet it again."""
+    process_exit: int | None = None
+    """The exit code that user code asked for (`sys.exit`), or that the process ended with, where it is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class WorkerLink:
         self._progress: Progress | None = None
         self._notices: deque[str] = deque()
         self._first_notice = 0
-        self._failure: Failure | None = None
+        self.failure: Failure | None = None
         self._stop = threading.Event()
         self._save = threading.Event()
         self._last_wish: Wish = "go on"
@@ -107,7 +107,7 @@ class WorkerLink:
 
     def fail(self, failure: Failure) -> None:
         """Report a failure at once; the worker is about to end, so a channel's delivery is (briefly) waited for."""
-        self._failure = failure
+        self.failure = failure
         self._exchange()
 
     def stop_requested(self) -> bool:
@@ -133,7 +133,7 @@ class WorkerLink:
 
     def letter(self) -> Letter | None:
         """What there is to tell now; None before the start, unless it is a failure."""
-        if not self._started and self._failure is None:
+        if not self._started and self.failure is None:
             return None
         points, notices = tuple(self._pending), tuple(self._notices)
         return Letter(
@@ -142,7 +142,7 @@ class WorkerLink:
             self._first,
             points,
             self._progress,
-            self._failure,
+            self.failure,
             notices,
             self._first_notice,
         )
