@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import psutil
 import torch
