@@ -40,7 +40,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What one rank saw go wrong, and when (seconds since the epoch): the first one is the culprit."""
+    """What one rank saw go wrong, and when (seconds since the epoch): the first one is the culprit.
+
+    `rank` is -1 where no rank is at fault, but what runs them.
+    """
 
     rank: int
     attempt: int

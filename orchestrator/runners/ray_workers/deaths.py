@@ -7,60 +7,44 @@ import re
 import ray
 
 from orchestrator.records import Failure
+from orchestrator.runners.ray_workers.causes import cause_of_ray_error
 from orchestrator.runners.ray_workers.seats import Facts
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EXIT_CODE = re.compile(r"exits with an exit code (-?\d+)")
 _LONGEST = 500
-
-
-def killed_for_memory(error: BaseException) -> bool:
-    """Whether Ray's memory monitor killed the worker, or Ray knows that the system did."""
-    return isinstance(error, ray.exceptions.OutOfMemoryError) or "OUT_OF_MEMORY" in str(error)
+_MEND = "look for the out-of-memory killer or a lost node; run again: it resumes"
 
 
 def death_of(error: BaseException, rank: int, facts: Facts | None, alive_s: float) -> Failure:
     """A failure from what Ray says of a rank's process; `alive_s` is when it answered last, seconds since the epoch.
 
-    A process that died takes the blame of `hardware`, unless Ray knows better. An error that is not its death (its
-    work could not be unpickled there) is one of the program.
+    An error that is not the process's death (its work could not be unpickled there) is taken by itself.
     """
-    where = f" on {facts.host}" if facts else ""
-    common = {
-        "rank": rank,
-        "attempt": 0,
-        "time_s": alive_s,
-        "host": facts.host if facts else "",
-        "node": facts.node if facts else "",
-        "traceback": str(error),
-    }
-    if killed_for_memory(error):
-        return Failure(
-            error=f"the worker process{where} was killed since its node had no memory left",
-            cause="out of memory",
-            mend="lower train.microbatch_size (the global batch stays), or give the workers more memory",
-            **common,
-        )
-    if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
-        text = str(error)
-        if getattr(error, "preempted", False):
-            return Failure(
-                error=f"the node{where} was taken away",
-                cause="preemption",
-                mend="run again: it resumes",
-                **common,
-            )
-        code = _EXIT_CODE.search(text)
-        return Failure(
-            error=f"the worker process{where} died: {_how(text)}",
-            cause="hardware",
-            mend="look for the out-of-memory killer or a lost node; run again: it resumes",
-            process_exit=int(code[1]) if code else None,
-            **common,
-        )
-    if isinstance(error, ray.exceptions.GetTimeoutError | ray.exceptions.NodeDiedError):
-        return Failure(error=f"the worker process{where} does not answer", cause="hardware", **common)
-    return Failure(error=gist(str(error)), cause="internal", **common)
+    cause, where = cause_of_ray_error(error), f" on {facts.host}" if facts else ""
+    code, mend = None, ""
+    if cause == "out of memory":
+        reason = f"the worker process{where} was killed since its node had no memory left"
+        mend = "lower train.microbatch_size (the global batch stays), or give the workers more memory"
+    elif cause == "preemption":
+        reason, mend = f"the node of the worker{where} was taken away", "run again: it resumes"
+    elif isinstance(error, ray.exceptions.ActorDiedError) and not error.actor_init_failed:
+        reason, mend = f"the worker process{where} died: {_how(str(error))}", _MEND
+        code = _EXIT_CODE.search(str(error))
+    else:
+        reason = f"the worker{where}: {gist(str(error))}"
+    return Failure(
+        rank=rank,
+        attempt=0,
+        time_s=alive_s,
+        error=reason,
+        cause=cause,
+        mend=mend,
+        traceback=str(error),
+        host=facts.host if facts else "",
+        node=facts.node if facts else "",
+        process_exit=int(code[1]) if code else None,
+    )
 
 
 def gist(text: str) -> str:

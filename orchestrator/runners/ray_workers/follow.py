@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from orchestrator.recovery.sizing import Resize
 from orchestrator.records import Failure, Pulse, Reply, Wish
+from orchestrator.recovery.sizing import Resize
 from orchestrator.runners.desk import Desk
 from orchestrator.runners.ray_workers.blame import culprit
 from orchestrator.runners.ray_workers.group import Group
@@ -22,8 +22,10 @@ _log = logging.getLogger(__name__)
 POLL_S = 0.2
 COLLECT_S = 2.0
 """How long the other ranks may take to tell what they saw, after the first failure."""
+QUIET_S = 1.0
+"""Earlier, where for so long none told anything."""
 _STACKS_S = 5.0
-_SILENT_S = 1.0
+_SILENT_S = 0.8
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,25 @@ class Done:
     """All ranks came to the end together: 'completed' or 'stopped'; or they were killed after the time to save."""
 
     status: str
+    world_size: int
     resize: Resize | None = None
-    """Why they were stopped, where it was to change their number."""
+    """Why they were stopped, where it was to change their number or place."""
 
 
 @dataclass(frozen=True)
 class Broken:
-    """The attempt failed: the culprit, what every rank saw, and what all were at, if it hung."""
+    """The attempt failed: the culprit, what every rank saw, and what all were at, if it hung.
+
+    `keepable` are ranks whose processes can take the next attempt: they ended by themselves, since another one left.
+    `died` and `silent` are ranks whose process is gone, or does not answer.
+    """
 
     culprit: Failure
     seen: dict[int, Failure]
     attempt: int
     keepable: list[int]
-    """Ranks whose processes can take the next attempt: they ended by themselves, since another one left."""
+    died: frozenset[int] = frozenset()
+    silent: frozenset[int] = frozenset()
     stacks: dict[int, Stacks] = field(default_factory=dict)
 
 
@@ -64,6 +72,7 @@ class Follower:
         self._hangs = HangWatch(hang_timeout_s, time.monotonic())
         self._hang_timeout_s, self._stop_grace_s = hang_timeout_s, stop_grace_s
         self._look_for_resize = look_for_resize
+        self._world_size = world_size
         self._running = set(range(world_size))
         self._pulses: dict[int, Pulse] = {}
         self._replies: dict[int, Reply] = {}
@@ -85,7 +94,7 @@ class Follower:
                 stop_s = began_s if stop_s is None else stop_s
                 if began_s - stop_s > self._stop_grace_s:
                     _log.error("the workers did not save within failure.stop_grace, and are killed")
-                    return Done("stopped")
+                    return Done("stopped", self._world_size)
             elif self._resize is None:
                 self._resize = self._look_for_resize()
             if (still_s := self._hangs.stuck_s(began_s)) is not None:
@@ -94,7 +103,7 @@ class Follower:
                 time.sleep(max(0.0, POLL_S - (time.monotonic() - began_s)))
         if self._reported or self._died:
             return self._broken()
-        return Done(str(self._results[0]), self._resize)
+        return Done(str(self._results[0]), self._world_size, self._resize)
 
     def _look(self) -> None:
         for rank, told in self._group.poll(self._replies, POLL_S).items():
@@ -125,13 +134,15 @@ class Follower:
 
     def _broken(self) -> Broken:
         """Give the other ranks a little time to tell what they saw."""
-        deadline = time.monotonic() + COLLECT_S
-        while self._running and time.monotonic() < deadline:
-            began_s = time.monotonic()
+        first_s = news_s = time.monotonic()
+        while self._running and (now_s := time.monotonic()) < min(first_s + COLLECT_S, news_s + QUIET_S):
+            running = len(self._running)
             self._look()
-            if self._running:
-                time.sleep(max(0.0, POLL_S / 4 - (time.monotonic() - began_s)))
-        now_s = time.time()
+            if len(self._running) < running:
+                news_s = time.monotonic()
+            elif self._running:
+                time.sleep(max(0.0, POLL_S / 4 - (time.monotonic() - now_s)))
+        wall_s = time.time()
         silent = {
             rank: Failure(
                 rank=rank,
@@ -144,24 +155,18 @@ class Follower:
                 node=self._group.facts_of(rank).node,
             )
             for rank in self._running
-            if now_s - self._group.answered_s(rank) > _SILENT_S
+            if wall_s - self._group.answered_s(rank) > _SILENT_S
         }
         guilty = culprit(self._reported, self._died, silent)
-        keepable = [
-            rank
-            for rank, failure in self._reported.items()
-            if failure.peer_lost
-            and rank not in self._running
-            and rank not in self._died
-            and rank != guilty.rank
-            and not self._group.facts_of(rank).gpus  # what CUDA and NCCL still hold is not known
-        ]
-        seen = {**self._reported, **self._died, **silent}
-        return Broken(self._numbered(guilty), seen, self._attempt, sorted(keepable + self._whole()))
-
-    def _whole(self) -> list[int]:
-        """Ranks that had come to their end when another one failed."""
-        return [rank for rank in self._results if not self._group.facts_of(rank).gpus]
+        well = {rank for rank, failure in self._reported.items() if failure.peer_lost} | self._results.keys()
+        return Broken(
+            culprit=replace(guilty, attempt=guilty.attempt or self._attempt),
+            seen={**self._reported, **self._died, **silent},
+            attempt=self._attempt,
+            keepable=sorted(well - self._running - self._died.keys() - {guilty.rank}),
+            died=frozenset(self._died),
+            silent=frozenset(silent),
+        )
 
     def _hung(self, still_s: float) -> Broken:
         stacks = self._group.stacks(_STACKS_S)
@@ -180,7 +185,7 @@ class Follower:
             host=facts.host,
             node=facts.node,
         )
-        return Broken(failure, {rank: failure}, self._attempt, [], stacks)
+        return Broken(failure, {rank: failure}, self._attempt, [], stacks=stacks)
 
     def _latecomer(self, frames: dict[int, str]) -> int:
         """The rank that the others seem to wait for: one that does not answer, or stands in no collective, or is
@@ -195,6 +200,3 @@ class Follower:
                 rank,
             ),
         )
-
-    def _numbered(self, failure: Failure) -> Failure:
-        return replace(failure, attempt=failure.attempt or self._attempt)

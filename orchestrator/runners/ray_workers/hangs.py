@@ -16,7 +16,7 @@ _LONG = frozenset({"starting", "finishing"})
 
 
 class HangWatch:
-    """Notes the pulses of all ranks. Times are seconds of any one clock."""
+    """Notes the pulses of all ranks. Times are seconds of any one clock; a time-out of 0 waits for ever."""
 
     def __init__(self, hang_timeout_s: float, now_s: float) -> None:
         self._hang_timeout_s = hang_timeout_s
@@ -31,6 +31,8 @@ class HangWatch:
 
     def stuck_s(self, now_s: float) -> float | None:
         """For how long no rank has moved, where that is longer than allowed; None where it is not."""
+        if not self._hang_timeout_s:
+            return None
         still_s = now_s - self._moved_s
         long = not self._pulses or any(pulse.phase in _LONG for pulse in self._pulses.values())
         allowed_s = self._hang_timeout_s * (ALLOWANCE if long else 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,6 @@ class Place:
 
     size: int
     per_worker: dict[str, float]
-    avoid: frozenset[str]
     handle: Any = field(repr=False)
 
     def bundles(self) -> dict[int, str]:
@@ -44,11 +44,9 @@ class Place:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         return {index: node for index, node in table["bundles_to_node_id"].items() if node in alive}
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until all bundles have a place; False where the time is over."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            return bool(self.handle.wait(timeout_s))
-        return False
+    def held(self) -> dict[str, int]:
+        """How many bundles lie on each node, by node id."""
+        return dict(Counter(self.bundles().values()))
 
     def options(self, bundle: int) -> dict[str, Any]:
         """Options of an actor that takes all of a bundle."""
@@ -56,6 +54,7 @@ class Place:
         return {
             "num_cpus": others.pop("CPU", 0),
             "num_gpus": others.pop("GPU", 0),
+            "memory": others.pop("memory", None),
             "resources": others,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 self.handle, placement_group_bundle_index=bundle
@@ -70,14 +69,12 @@ class Place:
 
 def ask_for_place(resources: ResourcesSection, size: int, avoid: Collection[str] = ()) -> Place:
     """Ask Ray for `size` bundles, on none of the nodes `avoid`. Does not wait."""
-    per_worker = resources.per_worker()
-    bundle = dict(per_worker)
-    if resources.accelerator_type:
-        bundle[f"accelerator_type:{resources.accelerator_type}"] = 0.001
+    bundle = resources.bundle()
     selector = {_NODE_ID: f"!in({','.join(sorted(avoid))})"} if avoid else {}
     handle = placement_group(
         [dict(bundle) for _ in range(size)],
         strategy=resources.placement_strategy,
         bundle_label_selector=[selector] * size if selector else None,
     )
-    return Place(size, per_worker, frozenset(avoid), handle)
+    per_worker = {name: amount for name, amount in resources.per_worker().items() if amount > 0}
+    return Place(size, per_worker, handle)

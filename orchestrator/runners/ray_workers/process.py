@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from orchestrator.runners.ray_workers.seats import Facts, Seat
 if TYPE_CHECKING:
     from orchestrator.engine.link import WorkerLink
 
+_TELL_S = 2.0
 Work = Callable[["WorkerLink"], Any]
 """What a group does: called on each of its processes, with the process group set up. Its result travels pickled."""
 
@@ -62,6 +64,9 @@ class WorkerProcess:
         self._link: WorkerLink | None = None
         self._ended: Ended | None = None
         self._store: Any = None
+        self._told = threading.Event()
+        """The driver has fetched how the work ended."""
+        _before_exit(self._exits)
 
     def facts(self) -> Facts:
         import ray
@@ -90,6 +95,7 @@ class WorkerProcess:
 
         assert self._thread is None or not self._thread.is_alive(), "the last piece of work has not ended"
         self._ended = None
+        self._told.clear()
         self._link = WorkerLink(
             rank=seat.rank,
             world_size=seat.world_size,
@@ -107,6 +113,8 @@ class WorkerProcess:
         ended, link = self._ended, self._link  # in this order: a letter is never newer than the end
         if link is None:
             return Report(Pulse(), None, ended)
+        if ended is not None:
+            self._told.set()
         if reply is not None:
             link.accept(reply)
         return Report(link.pulse, link.letter(), ended)
@@ -121,6 +129,25 @@ class WorkerProcess:
             if self._thread is not None and ident == self._thread.ident:
                 last = f"{stack[-1].filename}:{stack[-1].lineno} in {stack[-1].name}"
         return Stacks("\n".join(parts), last)
+
+    def _exits(self, code: int) -> None:
+        """User code is ending this process: tell the exit code, which nobody else will know."""
+        link = self._link
+        if link is None or self._ended is not None:
+            return
+        self._ended = Ended(
+            failure=Failure(
+                rank=link.rank,
+                attempt=link.attempt,
+                time_s=time.time(),
+                error=f"the worker process ended itself with exit code {code}",
+                cause="user error",
+                traceback="".join(traceback.format_stack()),
+                host=socket.gethostname(),
+                process_exit=code,
+            )
+        )
+        self._told.wait(_TELL_S)
 
     def _work(
         self, work: Work, link: WorkerLink, seat: Seat, address: tuple[str, int], timeout_s: float
@@ -137,3 +164,15 @@ class WorkerProcess:
             ended = Ended(failure=failure)
         gc.collect()  # the next piece of work finds the memory free
         self._ended = ended
+
+
+def _before_exit(tell: Callable[[int], None]) -> None:
+    """Call `tell` before `os._exit` ends this process; not in processes that are forked from it."""
+    end, process = os._exit, os.getpid()
+
+    def told(code: int) -> None:
+        if os.getpid() == process:
+            tell(code)
+        end(code)
+
+    os._exit = told  # type: ignore[assignment]

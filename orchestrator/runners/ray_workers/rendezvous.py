@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -16,18 +15,21 @@ from collections.abc import Iterator
 import psutil
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from orchestrator.runners.ray_workers.seats import Seat
 
-_log = logging.getLogger(__name__)
+_MEET_S = 120.0
+"""How long the ranks may take to find each other: their processes are all there by then."""
 
 
-def open_store(timeout_s: float) -> tuple[dist.TCPStore, tuple[str, int]]:
+def open_store(timeout_s: float) -> tuple[TCPStore, tuple[str, int]]:
     """A store that listens on a free port of this machine, and its address; rank 0 keeps it as long as it works."""
     import ray
 
     ip = ray.util.get_node_ip_address()
-    store = dist.TCPStore(
+    store = TCPStore(
         ip, 0, is_master=True, wait_for_workers=False, timeout=datetime.timedelta(seconds=timeout_s)
     )
     return store, (ip, store.port)
@@ -43,7 +45,7 @@ def choose_device(seat: Seat) -> torch.device:
 
 @contextlib.contextmanager
 def joined(
-    seat: Seat, device: torch.device, address: tuple[str, int], store: dist.TCPStore | None, timeout_s: float
+    seat: Seat, device: torch.device, address: tuple[str, int], store: TCPStore | None, timeout_s: float
 ) -> Iterator[None]:
     """A process group of all ranks within the block: NCCL on GPUs, gloo on CPUs. `store` is rank 0's own.
 
@@ -61,21 +63,23 @@ def joined(
         MASTER_PORT=str(port),
         ACCELERATE_TORCH_DEVICE=str(device),
     )
-    timeout = datetime.timedelta(seconds=timeout_s)
+    to_meet = datetime.timedelta(seconds=min(timeout_s, _MEET_S))
     if device.type == "cuda":
         torch.cuda.set_device(device)  # of this thread
     else:
         _name_interface()
     if store is None or seat.rank:
-        store = dist.TCPStore(ip, port, is_master=False, timeout=timeout)
+        store = TCPStore(ip, port, is_master=False, timeout=to_meet)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
         rank=seat.rank,
         world_size=seat.world_size,
-        timeout=timeout,
+        timeout=to_meet,
     )
     try:
+        dist.barrier()  # all are there, and reach each other
+        _set_pg_timeout(datetime.timedelta(seconds=timeout_s))
         yield
     except BaseException:
         if device.type != "cuda":  # where NCCL would wait for the others; such a process is ended anyway

@@ -37,7 +37,7 @@ def assign_seats(facts: Mapping[int, Facts], first: int | None) -> dict[int, Sea
 
     Rank 0 is the process `first` where it is still there, else the one with the lowest key.
     """
-    first = first if first in facts else min(facts)
+    first = min(facts) if first is None or first not in facts else first
     nodes: dict[str, list[int]] = {facts[first].node: []}
     for key in sorted(facts):
         nodes.setdefault(facts[key].node, []).append(key)
