@@ -93,7 +93,7 @@ class WorkerProcess:
         from orchestrator.engine.link import WorkerLink
         from orchestrator.runners.ray_workers.rendezvous import choose_device
 
-        assert self._thread is None or not self._thread.is_alive(), "the last piece of work has not ended"
+        assert self._thread is None or self._ended is not None, "the last piece of work has not ended"
         self._ended = None
         self._told.clear()
         self._link = WorkerLink(
@@ -160,7 +160,6 @@ class WorkerProcess:
                 ended = Ended(work(link))
         except BaseException as error:  # noqa: BLE001 - whatever ends the work is told to the driver
             failure = link.failure or failure_of(error, rank=link.rank, attempt=link.attempt)
-            traceback.clear_frames(error.__traceback__)
             ended = Ended(failure=failure)
         gc.collect()  # the next piece of work finds the memory free
         self._ended = ended
