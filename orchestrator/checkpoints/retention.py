@@ -1,6 +1,6 @@
 """Which checkpoints are kept: the newest, the best and the milestones, as one pure decision.
 
-Imports: the manifest.
+Imports: the manifest, spec.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.checkpoints.manifest import Manifest
+from orchestrator.spec.checkpoint import CheckpointSection
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,18 @@ class Retention:
     every_n_steps: int | None = None
     score_attribute: str = "val/loss"
     score_order: Literal["min", "max"] = "min"
+
+
+def retention_of(section: CheckpointSection) -> Retention:
+    """What a spec wants kept."""
+    return Retention(
+        last=section.num_to_keep,
+        best=section.num_best_to_keep,
+        every_n_epochs=section.keep_every_n_epochs,
+        every_n_steps=section.keep_every_n_steps,
+        score_attribute=section.checkpoint_score_attribute,
+        score_order=section.checkpoint_score_order,
+    )
 
 
 def ranked(manifests: Sequence[Manifest], retention: Retention) -> list[Manifest]:
