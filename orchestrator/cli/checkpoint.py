@@ -152,7 +152,7 @@ def prune(
     """
     _, store = _opened(run, storage)
     given = {"last": last, "best": best, "every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}
-    policy = {name: value for name, value in given.items() if value is not None}
+    policy: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     store = replace(store, retention=replace(store.retention, **policy))
     removed = store.superfluous()
     for manifest in removed if not dry_run else ():
