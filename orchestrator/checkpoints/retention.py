@@ -57,9 +57,7 @@ def kept(manifests: Sequence[Manifest], retention: Retention) -> set[str]:
     """The names of those that stay. What is removed by it would not be wanted later either: more checkpoints
     only ever push others out."""
     ordered = sorted(manifests, key=lambda manifest: manifest.step)
-    names = (
-        {manifest.name for manifest in ordered[len(ordered) - retention.last :]} if retention.last else set()
-    )
+    names = {manifest.name for manifest in ordered[max(0, len(ordered) - retention.last) :]}
     names |= {manifest.name for manifest in ranked(ordered, retention)[: retention.best]}
     for every, counts in (
         (retention.every_n_epochs, [manifest.epoch for manifest in ordered]),
