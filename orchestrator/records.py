@@ -36,6 +36,14 @@ class Progress:
     val_loss: float | None = None
     eta_s: float | None = None
     phase: Literal["starting", "training", "evaluating", "saving", "finishing"] = "training"
+    step_seconds: float = 0.0
+    """This attempt's time in optimizer steps."""
+    stall_s: float = 0.0
+    """This attempt's time that training waited for checkpoints."""
+    saved_step: int = 0
+    """Of the newest committed checkpoint."""
+    started_step: int = 0
+    """Where this attempt began."""
 
 
 @dataclass(frozen=True, slots=True)
