@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from orchestrator.checkpoints.shard_files import file_of, pieces_of, read_rows
 from orchestrator.engine import collectives
+from orchestrator.engine.build import fresh_model, sharded_models, speed_up
 from orchestrator.engine.checkpoint import CheckpointStore
 from orchestrator.engine.device.clock import StepClock
 from orchestrator.engine.device.flops import peak_flops
 from orchestrator.engine.device.precision import Precision, resolve_precision
-from orchestrator.engine.device.tiny_maps import speed_up_tiny_maps
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.microbatch import microbatch_limit, note_microbatch
 from orchestrator.engine.optim.ema import Ema
@@ -26,15 +26,14 @@ from orchestrator.engine.optim.optimizer import build_optimizer
 from orchestrator.engine.optim.schedule import Scheduler
 from orchestrator.engine.optim.stopping import EarlyStopper
 from orchestrator.engine.parallel.compression import TrafficMeter
+from orchestrator.engine.parallel.shards import snapshot, take_apart
 from orchestrator.engine.parallel.state import (
-    ema_state,
     load_ema_state,
     load_model_state,
     load_optimizer_state,
-    model_state,
-    optimizer_state,
+    saved_state,
 )
-from orchestrator.engine.parallel.wrap import bare, parallelize
+from orchestrator.engine.parallel.wrap import bare, parallelize, sharded
 from orchestrator.engine.recipe import Placement, Position, Recipe
 from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
 from orchestrator.engine.trouble import StragglerWatch
@@ -104,16 +103,19 @@ class Attempt:
     def save(self) -> None:
         """Commit a checkpoint of now. Collective: every rank gives its part, rank 0 writes."""
         rng = collectives.gather_objects(rng_state(self.link.device))
-        weights = model_state(self.parallel)
-        moments = optimizer_state(self.parallel, self.optimizer)
-        averages = ema_state(self.parallel, self.ema) if self.ema else None
+        state, shards = saved_state(self.parallel, self.optimizer, self.ema), {}
+        if sharded(self.parallel):
+            state, shards = take_apart(state)
+        if shards:
+            place = self.store.folder / f"step-{self.position.step:09d}"
+            content = b"".join(file_of(snapshot(shards)))
+            place.write_bytes(f"rank-{self.link.rank:05d}.safetensors", content)
+            collectives.barrier()
         if self.link.rank == 0:
             owners = {
-                "model": weights,
-                "optimizer": moments,
+                **state,
                 "scheduler": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict() if self.scaler else None,
-                "ema": averages,
                 "stopper": self.stopper.state_dict() if self.stopper else None,
                 "position": vars(self.position).copy(),
                 "metrics": dict(self.metrics),
@@ -135,16 +137,18 @@ class Attempt:
             _log.info("saved checkpoint %s", name)
         collectives.barrier()
 
-    def load(self, owners: dict[str, Any]) -> None:
+    def load(self, owners: dict[str, Any], place: Folder) -> None:
         """Put all state back. A changed world size gives ranks beyond the saved ones a fresh random state."""
-        load_model_state(self.parallel, owners["model"])
-        load_optimizer_state(self.parallel, self.optimizer, owners["optimizer"])
+        files = [name for name in place.names() if name.endswith(".safetensors")]
+        read = functools.partial(read_rows, place, pieces_of(place, files))
+        load_model_state(self.parallel, owners["model"], read)
+        load_optimizer_state(self.parallel, self.optimizer, owners["optimizer"], read)
         self.schedule.load_state_dict(owners["scheduler"])
         if self.scaler and owners.get("scaler"):
             self.scaler.load_state_dict(owners["scaler"])
         if self.ema:
             if owners.get("ema"):
-                load_ema_state(self.parallel, self.ema, owners["ema"])
+                load_ema_state(self.ema, owners["ema"], read)
             else:
                 self.ema.reset()
         if self.stopper and owners["stopper"]:
@@ -174,27 +178,21 @@ def start_attempt(
     _set_up_torch(train, link.device)
     precision = resolve_precision(train.precision, link.device)
     check_targets(recipe, link.rank, link.world_size)
-    seed_everything(recipe.seed)
-    model = recipe.build()
-    placement = Placement(link.device, _memory_format(train, model))
-    model = model.to(link.device)
-    if placement.memory_format == torch.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, placement = fresh_model(recipe, link)
     peak = peak_flops(link.device, precision)
     flops = try_out(recipe, model, placement, count=peak is not None)
-    if link.device.type == "cpu" and not train.compile:
-        speed_up_tiny_maps(model)
-    if train.compile:
-        _compile(model, link, lambda: try_out(recipe, model, placement, count=False))
+    speed_up(recipe, model, placement, link)
     limit = collectives.broadcast_object(microbatch_limit(store.folder) if link.rank == 0 else None)
-    if train.parallel.strategy == "fsdp":  # whose forward pass is collective: a rank cannot try alone
-        size = min(train.microbatch_size or train.global_batch_size, limit or train.global_batch_size)
+    clock, meter = StepClock(link.device), TrafficMeter()
+    if train.parallel.strategy == "fsdp" and link.world_size > 1:
+        models = sharded_models([model], recipe, link, precision, meter)
+        del model  # one that ran out of memory is to go
+        size, parallel = probe_microbatch(recipe, models, placement, precision, link, limit, meter)
     else:
-        size = probe_microbatch(recipe, model, placement, precision, link, limit)
+        size, model = probe_microbatch(recipe, lambda: model, placement, precision, link, limit)
+        parallel = parallelize(model, train.parallel, link, precision, meter)
     if link.rank == 0:
         note_microbatch(store.folder, size)
-    clock, meter = StepClock(link.device), TrafficMeter()
-    parallel = parallelize(model, train.parallel, link, precision, meter)
     model = bare(parallel)
     if link.world_size > 1:
         settle(recipe, parallel, placement, precision, model)
@@ -239,7 +237,7 @@ def start_attempt(
     seed_everything(recipe.seed, link.rank + 1)
     newest = store.load_together()
     if newest is not None:
-        attempt.load(newest[1])
+        attempt.load(newest[1], store.folder / newest[0].name)
         attempt.resumed_from = newest[0].name
         _log.info("resumed from checkpoint %s", newest[0].name)
     return attempt
@@ -250,30 +248,3 @@ def _set_up_torch(train: TrainSection, device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not train.deterministic
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def _memory_format(train: TrainSection, model: torch.nn.Module) -> torch.memory_format:
-    """Channels-last lets convolutions run without changing layouts; what else there is does not mind."""
-    convolutions = any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
-    wanted = convolutions if train.channels_last is None else train.channels_last
-    return torch.channels_last if wanted else torch.contiguous_format
-
-
-def _compile(model: torch.nn.Module, link: WorkerLink, try_compiled: Callable[[], object]) -> None:
-    """Compile in place (names stay as they are); where that fails, the model runs as it is."""
-    plain = model.forward
-
-    def forward(*inputs: torch.Tensor) -> Any:  # a frame of ours: torch passes over those of its own modules
-        return plain(*inputs)
-
-    try:
-        model.forward = torch.compile(forward)
-        try_compiled()
-    except Exception as error:  # noqa: BLE001 - compilers fail in many ways
-        cause = error.__cause__ or error
-        model.forward = plain
-        torch._dynamo.reset()
-        link.notice(
-            f"train.compile: the model could not be compiled and runs as it is: {type(cause).__name__}: "
-            f"{' '.join(str(cause).split())[:300]}"
-        )

@@ -148,7 +148,7 @@ def _load_best(attempt: Attempt) -> Manifest | None:
         return None
     load_model_state(attempt.parallel, owners["model"])
     if attempt.ema and owners.get("ema"):
-        load_ema_state(attempt.parallel, attempt.ema, owners["ema"])
+        load_ema_state(attempt.ema, owners["ema"])
     return best
 
 
