@@ -195,7 +195,7 @@ def start_attempt(
         note_microbatch(store.folder, size)
     model = bare(parallel)
     if link.world_size > 1:
-        settle(recipe, parallel, placement, precision, model)
+        settle(recipe, parallel, placement, precision, model, size)
         meter.on_last_bucket = functools.partial(clock.lap, "backward")
     meter.take()
     optimizer = build_optimizer(train.optimizer, model, link.device)

@@ -170,6 +170,7 @@ def settle(
     placement: Placement,
     precision: Precision,
     model: torch.nn.Module,
+    microbatch_size: int,
 ) -> None:
     """Let DDP rebuild its gradient buckets, which it does after the first pass. Collective.
 
@@ -177,7 +178,7 @@ def settle(
     """
     with _without_traces(model):
         for _ in range(_SETTLING_PASSES):
-            _pass(recipe, parallel, placement, precision, min(2, recipe.train_part.num_rows))
+            _pass(recipe, parallel, placement, precision, min(2, microbatch_size))
     parallel.zero_grad(set_to_none=True)
 
 
