@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from orchestrator.checkpoints.shard_files import file_of, pieces_of, read_rows
+from orchestrator.checkpoints.manifest import STATE, Manifest, rank_file
+from orchestrator.checkpoints.saver import Part, Saver
+from orchestrator.checkpoints.sharded import Shard, dump_rows
+from orchestrator.checkpoints.store import CheckpointStore
+from orchestrator.checkpoints.tensors import dump_state, parse_state
 from orchestrator.engine import collectives
 from orchestrator.engine.build import fresh_model, sharded_models, speed_up
-from orchestrator.engine.checkpoint import CheckpointStore
 from orchestrator.engine.device.clock import StepClock
 from orchestrator.engine.device.flops import peak_flops
 from orchestrator.engine.device.precision import Precision, resolve_precision
@@ -25,8 +29,12 @@ from orchestrator.engine.optim.ema import Ema
 from orchestrator.engine.optim.optimizer import build_optimizer
 from orchestrator.engine.optim.schedule import Scheduler
 from orchestrator.engine.optim.stopping import EarlyStopper
-from orchestrator.engine.parallel.compression import TrafficMeter
-from orchestrator.engine.parallel.shards import snapshot, take_apart
+from orchestrator.engine.parallel.compression import (
+    TrafficMeter,
+    compression_state,
+    load_compression_state,
+)
+from orchestrator.engine.parallel.shards import take_apart
 from orchestrator.engine.parallel.state import (
     load_ema_state,
     load_model_state,
@@ -35,12 +43,13 @@ from orchestrator.engine.parallel.state import (
 )
 from orchestrator.engine.parallel.wrap import bare, parallelize, sharded
 from orchestrator.engine.recipe import Placement, Position, Recipe
+from orchestrator.engine.saving import load_together
 from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
 from orchestrator.engine.trouble import StragglerWatch
 from orchestrator.engine.warmup import check_targets, probe_microbatch, settle, try_out
 from orchestrator.engine.window import StepWindow
 from orchestrator.records import Point
-from orchestrator.spec.cluster import CheckpointSection
+from orchestrator.spec.checkpoint import CheckpointSection
 from orchestrator.spec.train import TrainSection
 from orchestrator.storage import Folder
 
@@ -54,6 +63,7 @@ class Attempt:
     recipe: Recipe
     link: WorkerLink
     store: CheckpointStore
+    saver: Saver
     saving: CheckpointSection
     model: torch.nn.Module
     """The network by its own names; `parallel` is what a step calls."""
@@ -101,46 +111,58 @@ class Attempt:
         return self.link.device.type == "cpu"
 
     def save(self) -> None:
-        """Commit a checkpoint of now. Collective: every rank gives its part, rank 0 writes."""
-        rng = collectives.gather_objects(rng_state(self.link.device))
-        state, shards = saved_state(self.parallel, self.optimizer, self.ema), {}
+        """Begin a checkpoint of now, which is written while training goes on. Collective: every rank gives its
+        part. Raises CheckpointError where too many could not be written."""
+        began_s = time.perf_counter()
+        self.saver.wait()
+        state: dict[str, Any] = saved_state(self.parallel, self.optimizer, self.ema)
+        shards: dict[str, Shard] = {}
         if sharded(self.parallel):
             state, shards = take_apart(state)
-        if shards:
-            place = self.store.folder / f"step-{self.position.step:09d}"
-            content = b"".join(file_of(snapshot(shards)))
-            place.write_bytes(f"rank-{self.link.rank:05d}.safetensors", content)
-            collectives.barrier()
-        if self.link.rank == 0:
-            owners = {
-                **state,
-                "scheduler": self.schedule.state_dict(),
-                "scaler": self.scaler.state_dict() if self.scaler else None,
-                "stopper": self.stopper.state_dict() if self.stopper else None,
-                "position": vars(self.position).copy(),
-                "metrics": dict(self.metrics),
-                "stopped_early": self.stopped_early,
-                "rng": rng,
-                "points": [
-                    [point.key, point.value, point.step, point.timestamp_ms]
-                    for point in self.link.unacknowledged()
-                ],
-            }
-            name = self.store.save(
-                owners,
-                step=self.position.step,
-                epoch=self.position.epoch,
-                attempt=self.link.attempt,
-                # A score belongs to the weights it was measured on, not to later ones.
-                metrics=self.metrics if self.position.evaluated else {},
-            )
-            _log.info("saved checkpoint %s", name)
-        collectives.barrier()
+        own = self._own_parts(shards)
+        told = collectives.gather_objects((rng_state(self.link.device), bool(own)))
+        shared = self._shared_state(state, [rng for rng, _ in told])
+        self.saver.save(
+            [Part(STATE, shared, dump_state), *own] if self.link.rank == 0 else own,
+            step=self.position.step,
+            epoch=self.position.epoch,
+            # A score belongs to the weights it was measured on, not to later ones.
+            metrics=self.metrics if self.position.evaluated else {},
+            others=[rank for rank, (_, has_own) in enumerate(told) if has_own and rank > 0],
+            began_s=began_s,
+        )
 
-    def load(self, owners: dict[str, Any], place: Folder) -> None:
+    def _shared_state(self, state: dict[str, Any], rng: list[dict[str, Any]]) -> dict[str, Any]:
+        """What all ranks share, and every rank's random state."""
+        return {
+            **state,
+            "scheduler": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "stopper": self.stopper.state_dict() if self.stopper else None,
+            "position": vars(self.position).copy(),
+            "metrics": dict(self.metrics),
+            "stopped_early": self.stopped_early,
+            "rng": rng,
+            "points": [
+                [point.key, point.value, point.step, point.timestamp_ms]
+                for point in self.link.unacknowledged()
+            ],
+        }
+
+    def _own_parts(self, shards: dict[str, Shard]) -> list[Part]:
+        """What this rank alone has: its shards, and what its gradients lost in compression."""
+        parts = []
+        if shards:
+            rows = {name: shard.rows for name, shard in shards.items()}
+            parts.append(Part(rank_file(self.link.rank, "safetensors"), rows, dump_rows(shards)))
+        memory = compression_state(self.parallel)
+        if memory is not None:
+            parts.append(Part(rank_file(self.link.rank), {"compression": memory}, dump_state))
+        return parts
+
+    def load(self, manifest: Manifest, owners: dict[str, Any]) -> None:
         """Put all state back. A changed world size gives ranks beyond the saved ones a fresh random state."""
-        files = [name for name in place.names() if name.endswith(".safetensors")]
-        read = functools.partial(read_rows, place, pieces_of(place, files))
+        read = self.store.rows(manifest)
         load_model_state(self.parallel, owners["model"], read)
         load_optimizer_state(self.parallel, self.optimizer, owners["optimizer"], read)
         self.schedule.load_state_dict(owners["scheduler"])
@@ -158,7 +180,24 @@ class Attempt:
         self.stopped_early = owners["stopped_early"]
         if self.link.rank < len(owners["rng"]):
             set_rng_state(owners["rng"][self.link.rank], self.link.device)
+        self._load_compression(manifest)
         self.link.log_points([Point(*point) for point in owners["points"]])
+
+    def _load_compression(self, manifest: Manifest) -> None:
+        """PowerSGD's memory of errors, each rank its own: what compression took from that rank's gradients and the
+        next steps give back. For another number of workers the shares of the batch are others, and so are the
+        errors that would be left: it begins with exact steps again, and one step's errors are lost."""
+        file = rank_file(self.link.rank)
+        if compression_state(self.parallel) is None:
+            return
+        if manifest.world_size == self.link.world_size and file in manifest.files:
+            saved = parse_state(self.store.read(manifest, file))
+            load_compression_state(self.parallel, saved["compression"])
+        else:
+            self.link.notice(
+                f"train.parallel.gradient_compression: {manifest.world_size} workers saved the checkpoint and "
+                f"{self.link.world_size} go on, so PowerSGD forgets its errors and begins with exact steps"
+            )
 
 
 def start_attempt(
@@ -203,6 +242,14 @@ def start_attempt(
         recipe=recipe,
         link=link,
         store=store,
+        saver=Saver(
+            store,
+            rank=link.rank,
+            world_size=link.world_size,
+            attempt=link.attempt,
+            asynchronous=saving.asynchronous,
+            notice=link.notice,
+        ),
         saving=saving,
         model=model,
         parallel=parallel,
@@ -235,9 +282,9 @@ def start_attempt(
         peak_flops=peak,
     )
     seed_everything(recipe.seed, link.rank + 1)
-    newest = store.load_together()
+    newest = load_together(store)
     if newest is not None:
-        attempt.load(newest[1], store.folder / newest[0].name)
+        attempt.load(*newest)
         attempt.resumed_from = newest[0].name
         _log.info("resumed from checkpoint %s", newest[0].name)
     return attempt

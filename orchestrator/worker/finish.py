@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.checkpoint import Manifest
 from orchestrator.engine.device.precision import Precision, resolve_precision
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import Outcome
@@ -21,6 +21,7 @@ from orchestrator.engine.objective.evaluate import Evaluation, evaluate
 from orchestrator.engine.own import TrainContext
 from orchestrator.engine.parallel.state import load_ema_state, load_model_state, model_state
 from orchestrator.engine.recipe import Placement, Position, Recipe
+from orchestrator.engine.saving import load_one_together
 from orchestrator.errors import CheckpointError
 from orchestrator.export.bundle import write_bundle
 from orchestrator.records import Progress
@@ -142,13 +143,14 @@ def _load_best(attempt: Attempt) -> Manifest | None:
     if best is None or best.step == attempt.position.step:
         return best
     try:
-        owners = attempt.store.load(best)
+        owners = load_one_together(attempt.store, best)
     except CheckpointError as error:
         _log.error("the newest weights are taken instead of the best: %s", error)
         return None
-    load_model_state(attempt.parallel, owners["model"])
+    read = attempt.store.rows(best)
+    load_model_state(attempt.parallel, owners["model"], read)
     if attempt.ema and owners.get("ema"):
-        load_ema_state(attempt.ema, owners["ema"])
+        load_ema_state(attempt.ema, owners["ema"], read)
     return best
 
 

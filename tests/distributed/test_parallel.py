@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import math
 import tempfile
 import warnings
@@ -17,14 +18,15 @@ import torch.distributed
 import torch.multiprocessing
 from torch import nn
 
-from orchestrator.checkpoints.shard_files import file_of, pieces_of, read_rows
+from orchestrator.checkpoints.shard_files import pieces_of, read_rows
+from orchestrator.checkpoints.sharded import dump_rows, whole
 from orchestrator.data.prepared.order import rank_slice
 from orchestrator.engine import collectives
 from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.parallel.compression import TrafficMeter, compress_gradients
 from orchestrator.engine.parallel.gradients import clip_gradients, gradient_norm
-from orchestrator.engine.parallel.shards import snapshot, take_apart, whole
+from orchestrator.engine.parallel.shards import take_apart
 from orchestrator.engine.parallel.state import (
     load_model_state,
     load_optimizer_state,
@@ -178,7 +180,9 @@ def fit(
 def state_of(parallel: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """All state in whole tensors, by way of each rank's file."""
     outline, shards = take_apart(saved_state(parallel, optimizer, None))
-    files = collectives.gather_objects(b"".join(file_of(snapshot(shards))))
+    file = io.BytesIO()
+    dump_rows(shards)({name: shard.rows for name, shard in shards.items()}, file)
+    files = collectives.gather_objects(file.getvalue())
     with tempfile.TemporaryDirectory() as place:
         folder = Folder.at(place)
         for rank, content in enumerate(files):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ import safetensors.torch
 import torch
 from hypothesis import given
 
-from orchestrator.checkpoints.shard_files import ITEM_SIZES, Rows, file_of, pieces_of, read_rows
-from orchestrator.engine.parallel.shards import DTYPES
+from orchestrator.checkpoints.shard_files import pieces_of, read_rows
+from orchestrator.checkpoints.sharded import Shard, dump_rows, whole
 from orchestrator.errors import CheckpointError
 from orchestrator.storage import Folder
 
@@ -24,24 +26,20 @@ WHOLE = {
 }
 
 
-def rows_of(tensor: torch.Tensor, first: int, stop: int) -> Rows:
-    name = next(name for name, dtype in DTYPES.items() if dtype == tensor.dtype)
-    data = tensor[first:stop].contiguous().view(-1).view(torch.uint8).numpy()
-    return Rows(name, tuple(tensor.shape), first, memoryview(data))
-
-
-def spread(folder: Folder, whole: Mapping[str, torch.Tensor], num_ranks: int) -> list[str]:
+def spread(folder: Folder, tensors: Mapping[str, torch.Tensor], num_ranks: int) -> list[str]:
     """Write the tensors as so many ranks would, cut as `torch.chunk` cuts; the files' names."""
     names = []
     for rank in range(num_ranks):
-        rows = {}
-        for name, tensor in whole.items():
+        shards = {}
+        for name, tensor in tensors.items():
             each = -(-len(tensor) // num_ranks)
-            first, stop = min(rank * each, len(tensor)), min((rank + 1) * each, len(tensor))
-            if first < stop:
-                rows[name] = rows_of(tensor, first, stop)
+            rows = tensor[rank * each : (rank + 1) * each]
+            if len(rows):
+                shards[name] = Shard(rows, tuple(tensor.shape), rank * each)
+        file = io.BytesIO()
+        dump_rows(shards)({name: shard.rows for name, shard in shards.items()}, file)
         names.append(f"rank-{rank:05d}.safetensors")
-        folder.write_bytes(names[-1], b"".join(file_of(rows)))
+        folder.write_bytes(names[-1], file.getvalue())
     return names
 
 
@@ -52,24 +50,42 @@ def test_other_readers_of_the_format_read_them(tmp_path: Path) -> None:
         assert torch.equal(torch.cat([one[name] for one in found]), tensor)
 
 
-def test_sizes_are_those_of_torch() -> None:
-    assert {name: dtype.itemsize for name, dtype in DTYPES.items()} == ITEM_SIZES
+@pytest.mark.parametrize("num_ranks", [1, 2, 5])
+def test_outlines_become_whole_again(tmp_path: Path, num_ranks: int) -> None:
+    """Also of tensors of fewer rows than there are ranks, of none, and what is no tensor stays."""
+    folder = Folder.at(tmp_path)
+    state = {
+        "model": {"weight": WHOLE["model/weight"], "half": WHOLE["model/half"], "empty": torch.empty(0, 3)},
+        "optimizer": {"state": {0: {"flags": WHOLE["optimizer/state/0/flags"], "step": torch.tensor(3.0)}}},
+        "epoch": 2,
+        "groups": [{"lr": 0.1}],
+    }
+    outline: dict[str, Any] = {
+        "model": {name: tensor.to("meta") for name, tensor in state["model"].items()},
+        "optimizer": {"state": {0: {"flags": WHOLE["optimizer/state/0/flags"].to("meta")}}},
+        "epoch": 2,
+        "groups": [{"lr": 0.1}],
+    }
+    outline["optimizer"]["state"][0]["step"] = torch.tensor(3.0)
+    pieces = pieces_of(folder, spread(folder, WHOLE, num_ranks))
+    found = whole(outline, functools.partial(read_rows, folder, pieces))
+    torch.testing.assert_close(found, state, rtol=0, atol=0)
 
 
 @given(data=st.data(), num_rows=st.integers(1, 20), columns=st.integers(1, 3), num_ranks=st.integers(1, 6))
 def test_any_rows_of_any_number_of_ranks(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, num_rows: int, columns: int, num_ranks: int
 ) -> None:
-    whole = {"a": torch.randn(num_rows, columns), "b": torch.randn(num_rows + 1)}
+    tensors = {"a": torch.randn(num_rows, columns), "b": torch.randn(num_rows + 1)}
     folder = Folder.at(tmp_path_factory.mktemp("rows"))
-    pieces = pieces_of(folder, spread(folder, whole, num_ranks))
+    pieces = pieces_of(folder, spread(folder, tensors, num_ranks))
     wanted = {}
-    for name, tensor in whole.items():
+    for name, tensor in tensors.items():
         first = data.draw(st.integers(0, len(tensor) - 1))
         wanted[name] = (first, data.draw(st.integers(first + 1, len(tensor))))
     found = read_rows(folder, pieces, wanted)
     for name, (first, stop) in wanted.items():
-        assert bytes(found[name]) == whole[name][first:stop].contiguous().numpy().tobytes()
+        assert bytes(found[name]) == tensors[name][first:stop].contiguous().numpy().tobytes()
 
 
 class _Counted:
@@ -102,10 +118,10 @@ class _CountingFolder(Folder):
 
 def test_no_more_is_read_than_is_wanted(tmp_path: Path) -> None:
     """Of 4 MiB tensors in three files, the rows that the middle one of three other ranks holds."""
-    whole = {name: torch.zeros(1024, 1024) for name in ("a", "b")}
+    tensors = {name: torch.zeros(1024, 1024) for name in ("a", "b")}
     plain = Folder.at(tmp_path)
     folder = _CountingFolder(plain.filesystem, plain.path)
-    pieces = pieces_of(folder, spread(plain, whole, 3))
+    pieces = pieces_of(folder, spread(plain, tensors, 3))
     assert sum(folder.counts) < 3 * 1024, "only headers"
     folder.counts.clear()
     read_rows(folder, pieces, {"a": (300, 600), "b": (1000, 1001)})
@@ -114,14 +130,14 @@ def test_no_more_is_read_than_is_wanted(tmp_path: Path) -> None:
 
 
 def test_neighbours_are_read_at_once(tmp_path: Path) -> None:
-    whole = {f"t{number}": torch.randn(4, 4) for number in range(100)}
+    tensors = {f"t{number}": torch.randn(4, 4) for number in range(100)}
     plain = Folder.at(tmp_path)
     folder = _CountingFolder(plain.filesystem, plain.path)
-    pieces = pieces_of(folder, spread(plain, whole, 1))
+    pieces = pieces_of(folder, spread(plain, tensors, 1))
     folder.counts.clear()
-    found = read_rows(folder, pieces, dict.fromkeys(whole, (1, 3)))
+    found = read_rows(folder, pieces, dict.fromkeys(tensors, (1, 3)))
     assert len(folder.counts) == 1
-    for name, tensor in whole.items():
+    for name, tensor in tensors.items():
         assert bytes(found[name]) == tensor[1:3].numpy().tobytes()
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from orchestrator.checkpoints.sharded import ReadRows
 from orchestrator.engine import collectives
 from orchestrator.engine.optim.ema import Ema
 from orchestrator.engine.parallel.gradients import is_sharded
-from orchestrator.engine.parallel.shards import ReadRows, as_sharded, fitted
+from orchestrator.engine.parallel.shards import as_sharded, fitted
 from orchestrator.engine.parallel.wrap import bare, sharded
 from orchestrator.errors import CheckpointError
 
