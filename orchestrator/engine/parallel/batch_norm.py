@@ -63,7 +63,7 @@ def own_statistics(model: torch.nn.Module) -> Iterator[None]:
 def _own(layer: _BatchNorm, inputs: torch.Tensor) -> torch.Tensor:
     """Plain BatchNorm; a single value, which has no variance, is taken twice."""
     if layer.training and inputs.numel() == inputs.shape[1]:
-        return _BatchNorm.forward(layer, torch.cat([inputs, inputs]))[:1]
+        return _BatchNorm.forward(layer, torch.cat([inputs, inputs]))[:1].clone()
     return _BatchNorm.forward(layer, inputs)
 
 
