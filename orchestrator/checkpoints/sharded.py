@@ -7,14 +7,17 @@ dtype and no content. Its rows lie in the ranks' files, under the path to it, as
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from orchestrator.checkpoints.files import Sink
+from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.shard_files import METADATA
+from orchestrator.checkpoints.store import CheckpointStore
 from orchestrator.checkpoints.tensors import dump_safetensors
+from orchestrator.errors import CheckpointError
 
 
 class ReadRows(Protocol):
@@ -51,6 +54,22 @@ def whole(state: Any, read: ReadRows) -> Any:
         return state
 
     return filled(state, "")
+
+
+def load_whole(store: CheckpointStore, manifest: Manifest, owners: Sequence[str]) -> dict[str, Any]:
+    """These owners' states, where the checkpoint has them, in whole tensors whoever saved them.
+
+    Raises CheckpointError where a file that is read is damaged, OSError where the storage fails.
+    """
+    state = store.load(manifest)
+    state = {name: state[name] for name in owners if name in state}
+    if not outlines_of(state):
+        return state
+    damages = store.verify(manifest, [name for name in manifest.files if name.endswith(".safetensors")])
+    if damages:
+        raise CheckpointError(f"checkpoint {manifest.name} is damaged: {'; '.join(damages)}")
+    found: dict[str, Any] = whole(state, store.rows(manifest))
+    return found
 
 
 def outlines_of(state: Any, path: str = "") -> dict[str, torch.Tensor]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from orchestrator.checkpoints.cadence import Cadence
 from orchestrator.checkpoints.manifest import STATE, Manifest, rank_file
 from orchestrator.checkpoints.saver import Part, Saver
-from orchestrator.checkpoints.sharded import Shard, dump_rows
+from orchestrator.checkpoints.sharded import dump_rows
 from orchestrator.checkpoints.store import CheckpointStore
 from orchestrator.checkpoints.tensors import dump_state, parse_state
 from orchestrator.engine import collectives
@@ -64,6 +65,7 @@ class Attempt:
     link: WorkerLink
     store: CheckpointStore
     saver: Saver
+    cadence: Cadence
     saving: CheckpointSection
     model: torch.nn.Module
     """The network by its own names; `parallel` is what a step calls."""
@@ -91,6 +93,10 @@ class Attempt:
     stopped_early: bool = False
     out_of_time: bool = False
     resumed_from: str | None = None
+    step_seconds: float = 0.0
+    """Spent in optimizer steps, in this attempt."""
+    started_step: int = 0
+    _reserved: bool = False
 
     @property
     def trained(self) -> list[torch.nn.Parameter]:
@@ -115,13 +121,9 @@ class Attempt:
         part. Raises CheckpointError where too many could not be written."""
         began_s = time.perf_counter()
         self.saver.wait()
-        state: dict[str, Any] = saved_state(self.parallel, self.optimizer, self.ema)
-        shards: dict[str, Shard] = {}
-        if sharded(self.parallel):
-            state, shards = take_apart(state)
-        own = self._own_parts(shards)
+        shared, own = self._parts()
         told = collectives.gather_objects((rng_state(self.link.device), bool(own)))
-        shared = self._shared_state(state, [rng for rng, _ in told])
+        shared["rng"] = [rng for rng, _ in told]
         self.saver.save(
             [Part(STATE, shared, dump_state), *own] if self.link.rank == 0 else own,
             step=self.position.step,
@@ -131,10 +133,29 @@ class Attempt:
             others=[rank for rank, (_, has_own) in enumerate(told) if has_own and rank > 0],
             began_s=began_s,
         )
+        self.cadence.saved(time.monotonic())
 
-    def _shared_state(self, state: dict[str, Any], rng: list[dict[str, Any]]) -> dict[str, Any]:
-        """What all ranks share, and every rank's random state."""
-        return {
+    def reserve(self) -> None:
+        """Get the memory for copies of the state, once there is an optimizer's state: at the first call."""
+        if not self._reserved:
+            shared, own = self._parts()
+            self.saver.reserve([Part(STATE, shared, dump_state), *own] if self.link.rank == 0 else own)
+        self._reserved = True
+
+    def _parts(self) -> tuple[dict[str, Any], list[Part]]:
+        """What all ranks share, but for their random states; and what this rank alone has: its shards, and what its
+        gradients lost in compression. Nothing is copied."""
+        state: dict[str, Any] = saved_state(self.parallel, self.optimizer, self.ema)
+        own = []
+        if sharded(self.parallel):
+            state, shards = take_apart(state)
+            rows = {name: shard.rows for name, shard in shards.items()}
+            if rows:
+                own.append(Part(rank_file(self.link.rank, "safetensors"), rows, dump_rows(shards)))
+        memory = compression_state(self.parallel)
+        if memory is not None:
+            own.append(Part(rank_file(self.link.rank), {"compression": memory}, dump_state))
+        shared = {
             **state,
             "scheduler": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
@@ -142,23 +163,12 @@ class Attempt:
             "position": vars(self.position).copy(),
             "metrics": dict(self.metrics),
             "stopped_early": self.stopped_early,
-            "rng": rng,
             "points": [
                 [point.key, point.value, point.step, point.timestamp_ms]
                 for point in self.link.unacknowledged()
             ],
         }
-
-    def _own_parts(self, shards: dict[str, Shard]) -> list[Part]:
-        """What this rank alone has: its shards, and what its gradients lost in compression."""
-        parts = []
-        if shards:
-            rows = {name: shard.rows for name, shard in shards.items()}
-            parts.append(Part(rank_file(self.link.rank, "safetensors"), rows, dump_rows(shards)))
-        memory = compression_state(self.parallel)
-        if memory is not None:
-            parts.append(Part(rank_file(self.link.rank), {"compression": memory}, dump_state))
-        return parts
+        return shared, own
 
     def load(self, manifest: Manifest, owners: dict[str, Any]) -> None:
         """Put all state back. A changed world size gives ranks beyond the saved ones a fresh random state."""
@@ -250,6 +260,7 @@ def start_attempt(
             asynchronous=saving.asynchronous,
             notice=link.notice,
         ),
+        cadence=Cadence(saving.every, saving.mean_time_between_failures),
         saving=saving,
         model=model,
         parallel=parallel,
@@ -286,6 +297,7 @@ def start_attempt(
     if newest is not None:
         attempt.load(*newest)
         attempt.resumed_from = newest[0].name
+        attempt.started_step = attempt.saver.saved_step = newest[0].step
         _log.info("resumed from checkpoint %s", newest[0].name)
     return attempt
 
