@@ -57,19 +57,18 @@ def whole(state: Any, read: ReadRows) -> Any:
 
 
 def load_whole(store: CheckpointStore, manifest: Manifest, owners: Sequence[str]) -> dict[str, Any]:
-    """These owners' states, where the checkpoint has them, in whole tensors whoever saved them.
+    """What all ranks share, with whole tensors in these owners' states, whoever saved them.
 
     Raises CheckpointError where a file that is read is damaged, OSError where the storage fails.
     """
     state = store.load(manifest)
-    state = {name: state[name] for name in owners if name in state}
-    if not outlines_of(state):
+    wanted = {name: state[name] for name in owners if name in state}
+    if not outlines_of(wanted):
         return state
     damages = store.verify(manifest, [name for name in manifest.files if name.endswith(".safetensors")])
     if damages:
         raise CheckpointError(f"checkpoint {manifest.name} is damaged: {'; '.join(damages)}")
-    found: dict[str, Any] = whole(state, store.rows(manifest))
-    return found
+    return {**state, **whole(wanted, store.rows(manifest))}
 
 
 def outlines_of(state: Any, path: str = "") -> dict[str, torch.Tensor]:
