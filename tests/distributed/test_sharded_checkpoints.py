@@ -96,7 +96,8 @@ def state_of(attempt: Attempt) -> dict[str, Any]:
     """Weights, moments and averages in whole tensors: the ranks' rows one after the other."""
     leaves = flat(saved_state(attempt.parallel, attempt.optimizer, attempt.ema))
     mine = {
-        name: local(value) if isinstance(value, torch.Tensor) else value for name, value in leaves.items()
+        name: local(value).detach().clone() if isinstance(value, torch.Tensor) else value
+        for name, value in leaves.items()
     }
     ranks = collectives.gather_objects({name: value for name, value in mine.items() if value is not None})
     return {
