@@ -101,6 +101,10 @@ class Folder:
         with self.filesystem.open_input_stream(self._at(name), compression=None) as stream:
             return bytes(stream.read())
 
+    def open(self, name: str) -> Any:
+        """The file for reading anywhere in it, a `pyarrow.NativeFile` to be closed; raises FileNotFoundError."""
+        return self.filesystem.open_input_file(self._at(name))
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file that appears whole or not at all, and is on the disk when this returns."""
         if self.is_local:

@@ -6,5 +6,5 @@
         rank-00002.pt|.safetensors     what one rank alone has; absent where there is nothing
         manifest.json                  written last: without it the checkpoint does not exist
 
-Imports: storage, spec; torch in `tensors.py` alone.
+Imports: storage, spec; torch in `tensors.py` and `sharded.py` alone.
 """

@@ -1,4 +1,5 @@
-"""A checkpoint's weights as safetensors files, for other programs. Imports: the store; `tensors`, and so torch."""
+"""A checkpoint's weights as safetensors files, for other programs. Imports: the store; `tensors` and
+`sharded`, and so torch."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 
 from orchestrator.checkpoints.files import write_file
 from orchestrator.checkpoints.manifest import Manifest
+from orchestrator.checkpoints.sharded import load_whole
 from orchestrator.checkpoints.store import CheckpointStore
 from orchestrator.checkpoints.tensors import dump_safetensors, named_tensors
 from orchestrator.errors import UsageError
@@ -24,7 +26,7 @@ def export_weights(store: CheckpointStore, manifest: Manifest, target: Folder) -
 
     Raises CheckpointError where the checkpoint is damaged, UsageError where it holds no weights under "model".
     """
-    state = store.load(manifest)
+    state = load_whole(store, manifest, ("model", "ema"))
     weights = _weights(state, manifest)
     files: dict[str, Mapping[str, Any]] = {WEIGHTS: weights}
     ema = state.get("ema")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from orchestrator.checkpoints.manifest import (
 )
 from orchestrator.checkpoints.patience import PAUSES_S, patiently
 from orchestrator.checkpoints.retention import Retention, kept, ranked
+from orchestrator.checkpoints.shard_files import Piece, pieces_of, read_rows
 from orchestrator.errors import CheckpointError
 from orchestrator.storage import Folder
 
@@ -150,6 +151,23 @@ class CheckpointStore:
             raise CheckpointError(
                 f"checkpoint {(self.folder / manifest.name).uri} is damaged: {STATE} cannot be read: {error}"
             ) from error
+
+    def rows(self, manifest: Manifest) -> Callable[[Mapping[str, tuple[int, int]]], dict[str, bytearray]]:
+        """What reads rows of its sharded tensors out of the ranks' files (see `shard_files.read_rows`): as much as
+        is asked for, and of files that have been verified. What it returns raises as `read`."""
+        place = self.folder / manifest.name
+        files = [name for name in manifest.files if name.endswith(".safetensors")]
+        pieces: dict[str, list[Piece]] = {}
+
+        def read(wanted: Mapping[str, tuple[int, int]]) -> dict[str, bytearray]:
+            if wanted and not pieces:
+                what = f"reading the headers of {manifest.name}"
+                pieces.update(self._patiently(lambda: pieces_of(place, files), what))
+            return self._patiently(
+                lambda: read_rows(place, pieces, wanted), f"reading the ranks' files of {manifest.name}"
+            )
+
+        return read
 
     def load_newest(self) -> tuple[Manifest, dict[str, Any]] | None:
         """The newest checkpoint that is whole, all files checked; damaged ones are reported and passed over.

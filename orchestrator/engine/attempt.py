@@ -8,36 +8,39 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from orchestrator.checkpoints.cadence import Cadence
-from orchestrator.checkpoints.manifest import STATE
+from orchestrator.checkpoints.manifest import STATE, Manifest, rank_file
 from orchestrator.checkpoints.saver import Part, Saver
+from orchestrator.checkpoints.sharded import dump_rows
 from orchestrator.checkpoints.store import CheckpointStore
-from orchestrator.checkpoints.tensors import dump_state
+from orchestrator.checkpoints.tensors import dump_state, parse_state
 from orchestrator.engine import collectives
+from orchestrator.engine.build import fresh_model, sharded_models, speed_up
 from orchestrator.engine.device.clock import StepClock
 from orchestrator.engine.device.flops import peak_flops
 from orchestrator.engine.device.precision import Precision, resolve_precision
-from orchestrator.engine.device.tiny_maps import speed_up_tiny_maps
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.microbatch import microbatch_limit, note_microbatch
 from orchestrator.engine.optim.ema import Ema
 from orchestrator.engine.optim.optimizer import build_optimizer
 from orchestrator.engine.optim.schedule import Scheduler
 from orchestrator.engine.optim.stopping import EarlyStopper
-from orchestrator.engine.parallel.compression import TrafficMeter
+from orchestrator.engine.parallel.compression import (
+    TrafficMeter,
+    compression_state,
+    load_compression_state,
+)
+from orchestrator.engine.parallel.shards import take_apart
 from orchestrator.engine.parallel.state import (
-    ema_state,
     load_ema_state,
     load_model_state,
     load_optimizer_state,
-    model_state,
-    optimizer_state,
+    saved_state,
 )
 from orchestrator.engine.parallel.wrap import bare, parallelize, sharded
 from orchestrator.engine.recipe import Placement, Position, Recipe
@@ -118,11 +121,11 @@ class Attempt:
         part. Raises CheckpointError where too many could not be written."""
         began_s = time.perf_counter()
         self.saver.wait()
-        own = self._own_parts()
+        shared, own = self._parts()
         told = collectives.gather_objects((rng_state(self.link.device), bool(own)))
-        shared = self._shared_state([rng for rng, _ in told])
+        shared["rng"] = [rng for rng, _ in told]
         self.saver.save(
-            [Part(STATE, shared, dump_state), *own] if shared is not None else own,
+            [Part(STATE, shared, dump_state), *own] if self.link.rank == 0 else own,
             step=self.position.step,
             epoch=self.position.epoch,
             # A score belongs to the weights it was measured on, not to later ones.
@@ -134,49 +137,50 @@ class Attempt:
 
     def reserve(self) -> None:
         """Get the memory for copies of the state, once there is an optimizer's state: at the first call."""
-        if not self._reserved and not sharded(self.parallel):  # whose state is a collective
-            shared = self._shared_state([])
-            self.saver.reserve([Part(STATE, shared, dump_state)] if shared is not None else [])
+        if not self._reserved:
+            shared, own = self._parts()
+            self.saver.reserve([Part(STATE, shared, dump_state), *own] if self.link.rank == 0 else own)
         self._reserved = True
 
-    def _shared_state(self, rng: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """What all ranks share, on rank 0. Collective."""
-        weights = model_state(self.parallel)
-        moments = optimizer_state(self.parallel, self.optimizer)
-        averages = ema_state(self.parallel, self.ema) if self.ema else None
-        if self.link.rank != 0:
-            return None
-        return {
-            "model": weights,
-            "optimizer": moments,
+    def _parts(self) -> tuple[dict[str, Any], list[Part]]:
+        """What all ranks share, but for their random states; and what this rank alone has: its shards, and what its
+        gradients lost in compression. Nothing is copied."""
+        state: dict[str, Any] = saved_state(self.parallel, self.optimizer, self.ema)
+        own = []
+        if sharded(self.parallel):
+            state, shards = take_apart(state)
+            rows = {name: shard.rows for name, shard in shards.items()}
+            if rows:
+                own.append(Part(rank_file(self.link.rank, "safetensors"), rows, dump_rows(shards)))
+        memory = compression_state(self.parallel)
+        if memory is not None:
+            own.append(Part(rank_file(self.link.rank), {"compression": memory}, dump_state))
+        shared = {
+            **state,
             "scheduler": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "ema": averages,
             "stopper": self.stopper.state_dict() if self.stopper else None,
             "position": vars(self.position).copy(),
             "metrics": dict(self.metrics),
             "stopped_early": self.stopped_early,
-            "rng": rng,
             "points": [
                 [point.key, point.value, point.step, point.timestamp_ms]
                 for point in self.link.unacknowledged()
             ],
         }
+        return shared, own
 
-    def _own_parts(self) -> list[Part]:
-        """What this rank alone has."""
-        return []
-
-    def load(self, owners: dict[str, Any]) -> None:
+    def load(self, manifest: Manifest, owners: dict[str, Any]) -> None:
         """Put all state back. A changed world size gives ranks beyond the saved ones a fresh random state."""
-        load_model_state(self.parallel, owners["model"])
-        load_optimizer_state(self.parallel, self.optimizer, owners["optimizer"])
+        read = self.store.rows(manifest)
+        load_model_state(self.parallel, owners["model"], read)
+        load_optimizer_state(self.parallel, self.optimizer, owners["optimizer"], read)
         self.schedule.load_state_dict(owners["scheduler"])
         if self.scaler and owners.get("scaler"):
             self.scaler.load_state_dict(owners["scaler"])
         if self.ema:
             if owners.get("ema"):
-                load_ema_state(self.parallel, self.ema, owners["ema"])
+                load_ema_state(self.ema, owners["ema"], read)
             else:
                 self.ema.reset()
         if self.stopper and owners["stopper"]:
@@ -186,7 +190,24 @@ class Attempt:
         self.stopped_early = owners["stopped_early"]
         if self.link.rank < len(owners["rng"]):
             set_rng_state(owners["rng"][self.link.rank], self.link.device)
+        self._load_compression(manifest)
         self.link.log_points([Point(*point) for point in owners["points"]])
+
+    def _load_compression(self, manifest: Manifest) -> None:
+        """PowerSGD's memory of errors, each rank its own: what compression took from that rank's gradients and the
+        next steps give back. For another number of workers the shares of the batch are others, and so are the
+        errors that would be left: it begins with exact steps again, and one step's errors are lost."""
+        file = rank_file(self.link.rank)
+        if compression_state(self.parallel) is None:
+            return
+        if manifest.world_size == self.link.world_size and file in manifest.files:
+            saved = parse_state(self.store.read(manifest, file))
+            load_compression_state(self.parallel, saved["compression"])
+        else:
+            self.link.notice(
+                f"train.parallel.gradient_compression: {manifest.world_size} workers saved the checkpoint and "
+                f"{self.link.world_size} go on, so PowerSGD forgets its errors and begins with exact steps"
+            )
 
 
 def start_attempt(
@@ -206,30 +227,24 @@ def start_attempt(
     _set_up_torch(train, link.device)
     precision = resolve_precision(train.precision, link.device)
     check_targets(recipe, link.rank, link.world_size)
-    seed_everything(recipe.seed)
-    model = recipe.build()
-    placement = Placement(link.device, _memory_format(train, model))
-    model = model.to(link.device)
-    if placement.memory_format == torch.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, placement = fresh_model(recipe, link)
     peak = peak_flops(link.device, precision)
     flops = try_out(recipe, model, placement, count=peak is not None)
-    if link.device.type == "cpu" and not train.compile:
-        speed_up_tiny_maps(model)
-    if train.compile:
-        _compile(model, link, lambda: try_out(recipe, model, placement, count=False))
+    speed_up(recipe, model, placement, link)
     limit = collectives.broadcast_object(microbatch_limit(store.folder) if link.rank == 0 else None)
-    if train.parallel.strategy == "fsdp":  # whose forward pass is collective: a rank cannot try alone
-        size = min(train.microbatch_size or train.global_batch_size, limit or train.global_batch_size)
+    clock, meter = StepClock(link.device), TrafficMeter()
+    if train.parallel.strategy == "fsdp" and link.world_size > 1:
+        models = sharded_models([model], recipe, link, precision, meter)
+        del model  # one that ran out of memory is to go
+        size, parallel = probe_microbatch(recipe, models, placement, precision, link, limit, meter)
     else:
-        size = probe_microbatch(recipe, model, placement, precision, link, limit)
+        size, model = probe_microbatch(recipe, lambda: model, placement, precision, link, limit)
+        parallel = parallelize(model, train.parallel, link, precision, meter)
     if link.rank == 0:
         note_microbatch(store.folder, size)
-    clock, meter = StepClock(link.device), TrafficMeter()
-    parallel = parallelize(model, train.parallel, link, precision, meter)
     model = bare(parallel)
     if link.world_size > 1:
-        settle(recipe, parallel, placement, precision, model)
+        settle(recipe, parallel, placement, precision, model, size)
         meter.on_last_bucket = functools.partial(clock.lap, "backward")
     meter.take()
     optimizer = build_optimizer(train.optimizer, model, link.device)
@@ -280,7 +295,7 @@ def start_attempt(
     seed_everything(recipe.seed, link.rank + 1)
     newest = load_together(store)
     if newest is not None:
-        attempt.load(newest[1])
+        attempt.load(*newest)
         attempt.resumed_from = newest[0].name
         attempt.started_step = attempt.saver.saved_step = newest[0].step
         _log.info("resumed from checkpoint %s", newest[0].name)
@@ -292,30 +307,3 @@ def _set_up_torch(train: TrainSection, device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not train.deterministic
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def _memory_format(train: TrainSection, model: torch.nn.Module) -> torch.memory_format:
-    """Channels-last lets convolutions run without changing layouts; what else there is does not mind."""
-    convolutions = any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
-    wanted = convolutions if train.channels_last is None else train.channels_last
-    return torch.channels_last if wanted else torch.contiguous_format
-
-
-def _compile(model: torch.nn.Module, link: WorkerLink, try_compiled: Callable[[], object]) -> None:
-    """Compile in place (names stay as they are); where that fails, the model runs as it is."""
-    plain = model.forward
-
-    def forward(*inputs: torch.Tensor) -> Any:  # a frame of ours: torch passes over those of its own modules
-        return plain(*inputs)
-
-    try:
-        model.forward = torch.compile(forward)
-        try_compiled()
-    except Exception as error:  # noqa: BLE001 - compilers fail in many ways
-        cause = error.__cause__ or error
-        model.forward = plain
-        torch._dynamo.reset()
-        link.notice(
-            f"train.compile: the model could not be compiled and runs as it is: {type(cause).__name__}: "
-            f"{' '.join(str(cause).split())[:300]}"
-        )

@@ -23,15 +23,26 @@ def load_together(store: CheckpointStore) -> tuple[Manifest, dict[str, Any]] | N
         store.manifests() if collectives.rank() == 0 else None
     )
     for manifest in reversed(manifests):
-        owners, damages = _load(store, manifest)
-        found = sorted({damage for of_rank in collectives.gather_objects(damages) for damage in of_rank})
-        if owners is not None and not found:
-            return manifest, owners
-        if collectives.rank() == 0:
-            _log.error("%s", "; ".join(found))
+        try:
+            return manifest, load_one_together(store, manifest)
+        except CheckpointError as error:
+            if collectives.rank() == 0:
+                _log.error("%s", error.reason)
     if manifests:
         raise store.all_damaged(len(manifests))
     return None
+
+
+def load_one_together(store: CheckpointStore, manifest: Manifest) -> dict[str, Any]:
+    """What all ranks share of one checkpoint, all of whose files are whole. Collective.
+
+    Raises CheckpointError on all ranks alike where one found damage.
+    """
+    owners, damages = _load(store, manifest)
+    found = sorted({damage for of_rank in collectives.gather_objects(damages) for damage in of_rank})
+    if owners is None or found:
+        raise CheckpointError("; ".join(found))
+    return owners
 
 
 def _load(store: CheckpointStore, manifest: Manifest) -> tuple[dict[str, Any] | None, list[str]]:

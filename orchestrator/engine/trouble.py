@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from orchestrator.engine.parallel.gradients import local
 from orchestrator.errors import Diverged
 from orchestrator.storage import Folder
 
@@ -75,11 +76,12 @@ def guilty_layer(model: torch.nn.Module, inputs: torch.Tensor) -> str:
 
 
 def dead_parameters(model: torch.nn.Module) -> list[str]:
-    """Trained parameters to which the last backward pass brought nothing at all."""
+    """Trained parameters to which the last backward pass brought nothing at all; of a sharded one, to this
+    rank's part."""
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and (parameter.grad is None or not bool(parameter.grad.any()))
+        if parameter.requires_grad and (parameter.grad is None or not bool(local(parameter.grad).any()))
     ]
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -18,8 +19,12 @@ from orchestrator.data.prepared.order import rank_slice
 from orchestrator.engine import collectives
 from orchestrator.engine.causes import is_out_of_memory
 from orchestrator.engine.device.flops import forward_flops
+from orchestrator.engine.device.memory import num_optimizer_states
 from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.link import WorkerLink
+from orchestrator.engine.parallel.compression import TrafficMeter
+from orchestrator.engine.parallel.gradients import local
+from orchestrator.engine.parallel.wrap import alone
 from orchestrator.engine.recipe import Placement, Recipe, training_batch
 from orchestrator.engine.trouble import dead_parameters
 from orchestrator.errors import OrchestratorError, OutOfMemory, UserCodeError
@@ -78,17 +83,20 @@ def try_out(recipe: Recipe, model: torch.nn.Module, placement: Placement, *, cou
 
 def probe_microbatch(
     recipe: Recipe,
-    model: torch.nn.Module,
+    models: Callable[[], torch.nn.Module],
     placement: Placement,
     precision: Precision,
     link: WorkerLink,
     limit: int | None,
-) -> int:
+    meter: TrafficMeter | None = None,
+) -> tuple[int, torch.nn.Module]:
     """How many samples this run's workers compute at once: the spec's number or a worker's whole share, halved
-    until a forward and backward pass fits into the memory of every rank. Collective.
+    until a forward and backward pass fits into the memory of every rank. And the model on which it was tried last.
 
-    `model` is the bare network, so that a rank that runs out of memory leaves no other waiting. `limit` is what
-    an earlier attempt that ran out of memory left. Raises OutOfMemory where one sample does not fit.
+    Collective, but no try is: a rank that runs out of memory leaves no other waiting. `models` gives the model to
+    try, first and after each error: the bare network, or a sharded one, which is made anew each time. It keeps
+    none itself, so that the memory is free for the next. `limit` is what an earlier attempt that ran out of memory
+    left. Raises OutOfMemory where one sample does not fit.
     """
     batch_size = min(recipe.train.global_batch_size, recipe.train_part.num_rows)
     whole = rank_slice(batch_size, 0, link.world_size)
@@ -96,20 +104,31 @@ def probe_microbatch(
     wanted = size = min(recipe.train.microbatch_size or share, limit or share, share)
     fault: BaseException | None = None
     dead: list[str] = []
-    while size:
+    reserved: torch.Tensor | None = None
+    model = models()
+    while True:
         try:
-            with _without_traces(model):
+            reserved = _kept_beside(recipe, model, placement.device)
+            with alone(model, meter), _without_traces(model):
                 _pass(recipe, model, placement, precision, size)
                 dead = dead_parameters(model)
+            del reserved
             break
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            fault = error
+            fault = _without_frames(error)
+        reserved = None
+        size //= 2
+        if not size:
+            break
+        del model
+        gc.collect()
         if placement.device.type == "cuda":
             torch.cuda.empty_cache()
-        size //= 2
-    agreed: int = min(collectives.gather_objects(size))
+        model = models()
+    found = collectives.gather_objects((size, dead))
+    agreed: int = min(fits for fits, _ in found)
     if not agreed:
         raise too_large(wanted) from fault
     if agreed < wanted:
@@ -117,10 +136,32 @@ def probe_microbatch(
             f"{wanted} samples at once do not fit into a worker's memory: it computes {agreed} and accumulates "
             "gradients (the global batch stays)"
         )
+    # Of a sharded parameter a rank sees its own part.
+    dead = [name for name in dead if all(name in others for _, others in found)]
     if dead and link.rank == 0:
         shown = ", ".join(dead[:5]) + (", …" if len(dead) > 5 else "")
         link.notice(f"no gradient reaches {len(dead)} of the trained parameters: {shown}")
-    return agreed
+    return agreed, model
+
+
+def _kept_beside(recipe: Recipe, model: torch.nn.Module, device: torch.device) -> torch.Tensor | None:
+    """As much of a GPU's memory as the optimizer and the averaged weights will take."""
+    if device.type != "cuda":
+        return None
+    copies = num_optimizer_states(recipe.train.optimizer) + (recipe.train.ema is not None)
+    trained = sum(local(one).nbytes for one in model.parameters() if one.requires_grad)
+    return torch.empty(copies * trained, dtype=torch.uint8, device=device)
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """The error without what its traceback, and those of the errors behind it, hold on to: the pass's tensors."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if behind.__traceback__ is not None:
+            traceback.clear_frames(behind.__traceback__)
+            behind.__traceback__ = None
+        behind = behind.__cause__ or behind.__context__
+    return error
 
 
 def settle(
@@ -129,6 +170,7 @@ def settle(
     placement: Placement,
     precision: Precision,
     model: torch.nn.Module,
+    microbatch_size: int,
 ) -> None:
     """Let DDP rebuild its gradient buckets, which it does after the first pass. Collective.
 
@@ -136,7 +178,7 @@ def settle(
     """
     with _without_traces(model):
         for _ in range(_SETTLING_PASSES):
-            _pass(recipe, parallel, placement, precision, min(2, recipe.train_part.num_rows))
+            _pass(recipe, parallel, placement, precision, min(2, microbatch_size))
     parallel.zero_grad(set_to_none=True)
 
 

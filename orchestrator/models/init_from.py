@@ -94,6 +94,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             content = content[key]
     if isinstance(content, Mapping):
         weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if any(value.is_meta for value in weights.values()):
+            raise UsageError(
+                f"init_from: {file} has no weights in it: they are spread over the rank-*.safetensors beside it",
+                "write them into one file with: orchestrator checkpoint export",
+            )
         if weights:
             return weights
     holds = f"a mapping with {_few([str(key) for key in content])}" if isinstance(content, Mapping) else ""

@@ -22,6 +22,7 @@ from orchestrator.engine.own import TrainContext
 from orchestrator.engine.parallel.state import load_ema_state, load_model_state, model_state
 from orchestrator.engine.recipe import Placement, Position, Recipe
 from orchestrator.engine.reporting import report
+from orchestrator.engine.saving import load_one_together
 from orchestrator.errors import CheckpointError
 from orchestrator.export.bundle import write_bundle
 from orchestrator.worker.task import WorkerTask
@@ -140,13 +141,14 @@ def _load_best(attempt: Attempt) -> Manifest | None:
     if best is None or best.step == attempt.position.step:
         return best
     try:
-        owners = attempt.store.load(best)
+        owners = load_one_together(attempt.store, best)
     except CheckpointError as error:
         _log.error("the newest weights are taken instead of the best: %s", error)
         return None
-    load_model_state(attempt.parallel, owners["model"])
+    read = attempt.store.rows(best)
+    load_model_state(attempt.parallel, owners["model"], read)
     if attempt.ema and owners.get("ema"):
-        load_ema_state(attempt.parallel, attempt.ema, owners["ema"])
+        load_ema_state(attempt.ema, owners["ema"], read)
     return best
 
 

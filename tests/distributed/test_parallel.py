@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import io
 import math
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +18,24 @@ import torch.distributed
 import torch.multiprocessing
 from torch import nn
 
+from orchestrator.checkpoints.shard_files import pieces_of, read_rows
+from orchestrator.checkpoints.sharded import dump_rows, whole
 from orchestrator.data.prepared.order import rank_slice
+from orchestrator.engine import collectives
 from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.parallel.compression import TrafficMeter, compress_gradients
 from orchestrator.engine.parallel.gradients import clip_gradients, gradient_norm
+from orchestrator.engine.parallel.shards import take_apart
 from orchestrator.engine.parallel.state import (
     load_model_state,
     load_optimizer_state,
     model_state,
-    optimizer_state,
+    saved_state,
 )
-from orchestrator.engine.parallel.wrap import no_sync, parallelize, sharded
+from orchestrator.engine.parallel.wrap import no_sync, parallelize
 from orchestrator.spec.train import Parallel
+from orchestrator.storage import Folder
 
 STEPS = 4
 BATCH = 10
@@ -142,9 +150,8 @@ def fit(
     optimizer = torch.optim.AdamW(parallel.parameters(), lr=0.02, fused=True)
     if start:
         start = copy.deepcopy(start)  # torch goes on in the tensors that it loads
-        known = rank == 0 or not sharded(parallel)
-        load_model_state(parallel, start["model"] if known else {})
-        load_optimizer_state(parallel, optimizer, start["optimizer"] if known else {})
+        load_model_state(parallel, start["model"])
+        load_optimizer_state(parallel, optimizer, start["optimizer"])
     meter.take()
     facts: dict[str, Any] = {"losses": [], "norms": [], "bytes": []}
     for step in steps:
@@ -167,9 +174,22 @@ def fit(
         if world_size > 1:
             torch.distributed.all_reduce(loss_sum)
         facts["losses"].append(float(loss_sum) / BATCH)
-    facts["model"] = model_state(parallel)
-    facts["optimizer"] = optimizer_state(parallel, optimizer)
-    return facts
+    return {**facts, **state_of(parallel, optimizer), "gathered": model_state(parallel)}
+
+
+def state_of(parallel: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """All state in whole tensors, by way of each rank's file."""
+    outline, shards = take_apart(saved_state(parallel, optimizer, None))
+    file = io.BytesIO()
+    dump_rows(shards)({name: shard.rows for name, shard in shards.items()}, file)
+    files = collectives.gather_objects(file.getvalue())
+    with tempfile.TemporaryDirectory() as place:
+        folder = Folder.at(place)
+        for rank, content in enumerate(files):
+            folder.write_bytes(f"rank-{rank}", content)
+        pieces = pieces_of(folder, folder.names())
+        state: dict[str, Any] = whole(outline, functools.partial(read_rows, folder, pieces))
+    return state
 
 
 def gradients(rank: int, world_size: int, compression: str, steps: int = 1) -> dict[str, Any]:
@@ -374,6 +394,14 @@ def test_both_strategies_save_the_same_things(results: Results) -> None:
         for name, value in entry.items():
             assert type(fsdp["state"][number][name]) is torch.Tensor
             torch.testing.assert_close(fsdp["state"][number][name], value, rtol=1e-4, atol=1e-7)
+
+
+@SIZES
+def test_gathered_weights_are_those_of_the_files(results: Results, size: int) -> None:
+    facts = results[size]["fsdp plain"]
+    assert list(facts["gathered"]) == list(facts["model"])
+    for name, value in facts["model"].items():
+        assert torch.equal(facts["gathered"][name], value), name
 
 
 @SIZES

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.data.preparing.prepare import prepare
+from orchestrator.engine import collectives
 from orchestrator.engine.attempt import Attempt, start_attempt
 from orchestrator.engine.link import WorkerLink
 from orchestrator.spec import JobSpec, load_spec
@@ -50,6 +51,5 @@ def case_attempt(
     name, _, number = run.rpartition("-")
     store = checkpoint_store(spec, RunFolder(Folder.at(storage), name, int(number)))
     link = link or WorkerLink()
-    if link.rank == 0:
-        link.attempt = store.begin_attempt()
+    link.attempt = collectives.broadcast_object(store.begin_attempt() if link.rank == 0 else None)
     return start_attempt(build_recipe(spec, case_data(spec, storage)), link, store, spec.checkpoint)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,6 +42,29 @@ def synchronize_batch_norm(model: torch.nn.Module, device: torch.device) -> torc
             # Not a closure: a deep copy of the model must call the copied layer.
             module.forward = functools.partial(_synchronized, module)  # type: ignore[method-assign]
     return model
+
+
+@contextlib.contextmanager
+def own_statistics(model: torch.nn.Module) -> Iterator[None]:
+    """Within it the BatchNorm layers take this worker's statistics only, and talk to no other."""
+    layers = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    kept = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = functools.partial(_own, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, kept, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+
+def _own(layer: _BatchNorm, inputs: torch.Tensor) -> torch.Tensor:
+    """Plain BatchNorm; a single value, which has no variance, is taken twice."""
+    if layer.training and inputs.numel() == inputs.shape[1]:
+        return _BatchNorm.forward(layer, torch.cat([inputs, inputs]))[:1].clone()
+    return _BatchNorm.forward(layer, inputs)
 
 
 def _synchronized(layer: _BatchNorm, inputs: torch.Tensor) -> torch.Tensor:

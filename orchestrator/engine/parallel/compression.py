@@ -5,7 +5,7 @@ Imports: torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,10 +14,16 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from orchestrator.engine.seed import numpy_state, plain_numpy_state
+from orchestrator.errors import CheckpointError
 from orchestrator.spec.train import Parallel
 
 EXACT_STEPS = 100
 """PowerSGD's first backward passes, which send whole gradients: early training suffers most from rough ones."""
+
+_STATE = "powersgd_state"
+_MEMORIES = ("error_dict", "p_memory_dict", "q_memory_dict")
+_COUNTS = ("iter", "next_stats_report", "total_numel_before_compression", "total_numel_after_compression")
 
 _Future = torch.futures.Future[torch.Tensor]
 _Hook = Callable[[Any, Any], _Future]
@@ -58,9 +64,8 @@ def compress_gradients(
     """Let DDP send gradients as the spec says, and count them.
 
     fp16 and bf16: divided by the number of workers, cast, summed. powersgd: approximated by matrices of low
-    rank with error feedback (Vogels et al. 2019, arXiv:1905.13727) after `exact_steps` backward passes. Its
-    memory of errors is not part of a checkpoint: a resumed run begins with exact steps again. On the CPU its
-    messages do not overlap with the computation.
+    rank with error feedback (Vogels et al. 2019, arXiv:1905.13727) after `exact_steps` backward passes. On the
+    CPU its messages do not overlap with the computation. `compression_state` gives what it remembers.
     """
     if section.gradient_compression == "powersgd":
         state = PowerSGDState(
@@ -71,6 +76,7 @@ def compress_gradients(
             orthogonalization_epsilon=1e-8,
         )
         parallel.register_comm_hook(state, _powersgd_hook(meter))
+        setattr(parallel, _STATE, state)
     else:
         hooks: dict[str, tuple[_Hook, int]] = {
             "none": (_mean_hook, 0),
@@ -88,6 +94,40 @@ def compress_gradients(
 
     if buffer_bytes:
         parallel.register_forward_pre_hook(count_buffers)
+
+
+def compression_state(parallel: torch.nn.Module) -> dict[str, Any] | None:
+    """What PowerSGD remembers on this rank, not copied: the error of each bucket of gradients, which is the
+    rank's own, the low-rank factors, its random state and counts. None where gradients are sent otherwise."""
+    state: PowerSGDState | None = getattr(parallel, _STATE, None)
+    if state is None:
+        return None
+    memories = {name: dict(getattr(state, name)) for name in _MEMORIES}
+    counts = {name: int(getattr(state, name)) for name in _COUNTS}
+    return {**memories, **counts, "rng": plain_numpy_state(state.rng.get_state())}
+
+
+def load_compression_state(parallel: DistributedDataParallel, saved: Mapping[str, Any]) -> None:
+    """Put back what `compression_state` gave on the same rank of as many.
+
+    Raises CheckpointError where the buckets are others: an error belongs to the gradients it was left of.
+    """
+    state: PowerSGDState = getattr(parallel, _STATE)
+    trained = [parameter for parameter in parallel.parameters() if parameter.requires_grad]
+    errors = saved["error_dict"]
+    remembered = sum(error.numel() for error in errors.values())
+    expected = sum(parameter.numel() for parameter in trained)
+    if errors and remembered != expected:
+        raise CheckpointError(
+            f"the saved errors of PowerSGD are of {remembered} gradients, and the model has {expected}",
+            "were model.freeze or model.args changed? Start again with --fresh",
+        )
+    for name in _MEMORIES:
+        memory = {bucket: tensor.to(trained[0].device) for bucket, tensor in saved[name].items()}
+        setattr(state, name, memory)
+    for name in _COUNTS:
+        setattr(state, name, saved[name])
+    state.rng.set_state(numpy_state(saved["rng"]))
 
 
 def _mean_hook(group: dist.ProcessGroup | None, bucket: Any) -> _Future:

@@ -5,20 +5,23 @@ Only imported where a job wants it, since torch's FSDP takes a second to import.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 # Private, but torch has no public default that one could build on for `set_custom_all_gather`.
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
+from torch.distributed.tensor import DTensor
 
 from orchestrator.engine.device.precision import Precision
 from orchestrator.engine.link import WorkerLink
-from orchestrator.engine.parallel.batch_norm import BATCH_NORMS, has_batch_norm
+from orchestrator.engine.parallel.batch_norm import BATCH_NORMS, has_batch_norm, own_statistics
 from orchestrator.engine.parallel.compression import TrafficMeter
 from orchestrator.engine.parallel.recompute import parts_of
 from orchestrator.errors import UsageError
@@ -26,9 +29,15 @@ from orchestrator.spec.train import Parallel
 
 
 def shard(
-    model: torch.nn.Module, section: Parallel, link: WorkerLink, precision: Precision, meter: TrafficMeter
+    model: torch.nn.Module,
+    section: Parallel,
+    link: WorkerLink,
+    precision: Precision,
+    meter: TrafficMeter,
+    mesh: DeviceMesh | None = None,
 ) -> torch.nn.Module:
-    """Shard each part of the model, and then what is left, in place.
+    """Shard each part of the model, and then what is left, in place. Collective, unless there is a `mesh` (that of
+    a model that was sharded before).
 
     Zhao et al. 2023 (arXiv:2304.11277). Weights are gathered, and computed with, in the precision's dtype;
     gradients are summed and weights kept in fp32. Autocast has its use beside this: where a model brings fp32
@@ -44,7 +53,7 @@ def shard(
         torch.cuda.set_device(link.device)
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP takes no other layout, such as channels-last
-    mesh = init_device_mesh(link.device.type, (link.world_size,))
+    mesh = mesh or init_device_mesh(link.device.type, (link.world_size,))
     policy = MixedPrecisionPolicy(param_dtype=precision.dtype, reduce_dtype=torch.float32)
     if precision.dtype is not None:
         # Batch statistics are fp32, and so must be the weights beside them.
@@ -63,6 +72,33 @@ def shard(
     model.register_forward_hook(_reshard_root)
     _count_traffic(model, meter)
     return model
+
+
+def mesh_of(model: torch.nn.Module) -> DeviceMesh:
+    """The workers over which a model has just been sharded."""
+    parameter = next(model.parameters())
+    assert isinstance(parameter, DTensor)
+    return parameter.device_mesh
+
+
+@contextlib.contextmanager
+def alone(model: torch.nn.Module, meter: TrafficMeter) -> Iterator[None]:
+    """Passes of a sharded model in here talk to no other worker: this one can run out of memory without leaving
+    them waiting.
+
+    Each gathered weight is made of copies of this worker's shard, and each scattered gradient is its own. So the
+    numbers mean nothing, but all sizes are those of a training step. After an error in here the model is of no
+    further use: FSDP keeps note of where in a pass it is.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_custom_all_gather(_OwnAllGather())
+        module.set_custom_reduce_scatter(_OwnReduceScatter())
+    try:
+        with own_statistics(model):
+            yield
+    finally:
+        _count_traffic(model, meter)
 
 
 def _separable_parts(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -130,3 +166,30 @@ class _CountedReduceScatter(DefaultReduceScatter):
     ) -> dist.Work:
         self._meter.add(input_tensor.nbytes)
         return super().__call__(output_tensor, input_tensor, group, op, async_op)
+
+
+class _OwnAllGather(DefaultAllGather):
+    def __call__(
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: dist.ProcessGroup,
+        async_op: bool = False,  # noqa: ARG002 - torch's signature
+    ) -> dist.Work | None:
+        for rank, part in enumerate(output_tensor.view(group.size(), -1)):
+            if rank != group.rank():  # where the input lies already
+                part.copy_(input_tensor)
+        return None
+
+
+class _OwnReduceScatter(DefaultReduceScatter):
+    def __call__(
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: dist.ProcessGroup,
+        op: dist.ReduceOp | dist.ReduceOp.RedOpType,  # noqa: ARG002 - torch's signature
+        async_op: bool = False,  # noqa: ARG002 - torch's signature
+    ) -> dist.Work:
+        output_tensor.copy_(input_tensor.view(group.size(), -1)[group.rank()])
+        return None  # type: ignore[return-value]  # nothing waits for it

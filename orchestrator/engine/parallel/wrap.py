@@ -23,6 +23,7 @@ from orchestrator.errors import UsageError
 from orchestrator.spec.train import Parallel
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
 
 
@@ -32,9 +33,11 @@ def parallelize(
     link: WorkerLink,
     precision: Precision,
     meter: TrafficMeter | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> torch.nn.Module:
     """What the loop is to call instead of `model`, which must be on the link's device, and the same on all
-    workers. Collective where there are several; `meter` counts what they send each other.
+    workers. Collective where there are several; `meter` counts what they send each other. With the `mesh` of a
+    model sharded before, FSDP needs no other worker.
 
     One worker needs neither DDP nor FSDP: it gets the model itself. Under FSDP the parameters are other objects
     afterwards, so the optimizer is to be built from the result. Forward passes run under the precision's
@@ -52,7 +55,7 @@ def parallelize(
     if section.strategy == "fsdp":
         from orchestrator.engine.parallel.fsdp import shard  # takes a second to import
 
-        return shard(model, section, link, precision, meter)
+        return shard(model, section, link, precision, meter, mesh)
     parallel = DistributedDataParallel(
         model,
         device_ids=[link.device] if link.device.type == "cuda" else None,
@@ -76,6 +79,18 @@ def bare(parallel: torch.nn.Module) -> torch.nn.Module:
         module: torch.nn.Module = parallel.module
         return module
     return parallel
+
+
+def alone(parallel: torch.nn.Module, meter: TrafficMeter | None) -> contextlib.AbstractContextManager[None]:
+    """A pass in here waits for no other worker, whatever the model: to find out how much memory it takes.
+
+    Not for a model under DDP. See `fsdp.alone` for what it does to a sharded one.
+    """
+    if not sharded(parallel):
+        return contextlib.nullcontext()
+    from orchestrator.engine.parallel import fsdp  # takes a second to import
+
+    return fsdp.alone(parallel, meter or TrafficMeter())
 
 
 @contextlib.contextmanager
