@@ -1,0 +1,35 @@
+"""Workers are killed at random moments, and the run ends with the very bits of one that nobody disturbed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.runs.folder import RunFolder
+from orchestrator.storage import Folder
+from tests.exactness.cases import IMAGES, STREAMED, case, prepared_case
+from tests.exactness.compare import differences, remains
+from tests.exactness.course import Course
+
+
+@pytest.mark.parametrize(
+    ("sections", "world_size", "kills"), [(IMAGES, 1, 2), (STREAMED, 2, 3), (IMAGES, 3, 3), (IMAGES, 4, 2)]
+)
+def test_killed_workers_change_no_bit(
+    tmp_path: Path, sections: dict[str, Any], world_size: int, kills: int
+) -> None:
+    spec = case(sections)
+    prepared = prepared_case(spec, tmp_path)
+    draw = random.Random(world_size)
+    undisturbed, killed = (
+        Course(spec, RunFolder(Folder.at(tmp_path), spec.name, number), prepared).go(
+            itertools.repeat(world_size), draw, max_kills=number_of_kills
+        )
+        for number, number_of_kills in ((1, 0), (2, kills))
+    )
+    assert len(killed.kills) == kills
+    assert differences(remains(undisturbed), remains(killed)) == []
