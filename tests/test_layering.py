@@ -23,6 +23,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "storage": frozenset({"pyarrow"}),
     "vision": frozenset({"torch", "torchvision"}),
     "spec": frozenset({"pydantic", "pydantic_core", "yaml"}),
+    "checkpoints": frozenset({"torch"}),
     "data": frozenset(
         {
             *("PIL", "filelock", "fsspec", "numpy", "pandas", "pyarrow", "sklearn", "tokenizers"),

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from orchestrator.checkpoints.manifest import STATE
+from orchestrator.checkpoints.saver import Part, Saver
+from orchestrator.checkpoints.store import CheckpointStore
+from orchestrator.checkpoints.tensors import dump_state
 from orchestrator.engine import collectives
-from orchestrator.engine.checkpoint import CheckpointStore
 from orchestrator.engine.device.clock import StepClock
 from orchestrator.engine.device.flops import peak_flops
 from orchestrator.engine.device.precision import Precision, resolve_precision
@@ -36,12 +40,13 @@ from orchestrator.engine.parallel.state import (
 )
 from orchestrator.engine.parallel.wrap import bare, parallelize
 from orchestrator.engine.recipe import Placement, Position, Recipe
+from orchestrator.engine.saving import load_together
 from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
 from orchestrator.engine.trouble import StragglerWatch
 from orchestrator.engine.warmup import check_targets, probe_microbatch, settle, try_out
 from orchestrator.engine.window import StepWindow
 from orchestrator.records import Point
-from orchestrator.spec.cluster import CheckpointSection
+from orchestrator.spec.checkpoint import CheckpointSection
 from orchestrator.spec.train import TrainSection
 from orchestrator.storage import Folder
 
@@ -55,6 +60,7 @@ class Attempt:
     recipe: Recipe
     link: WorkerLink
     store: CheckpointStore
+    saver: Saver
     saving: CheckpointSection
     model: torch.nn.Module
     """The network by its own names; `parallel` is what a step calls."""
@@ -102,38 +108,50 @@ class Attempt:
         return self.link.device.type == "cpu"
 
     def save(self) -> None:
-        """Commit a checkpoint of now. Collective: every rank gives its part, rank 0 writes."""
-        rng = collectives.gather_objects(rng_state(self.link.device))
+        """Begin a checkpoint of now, which is written while training goes on. Collective: every rank gives its
+        part. Raises CheckpointError where too many could not be written."""
+        began_s = time.perf_counter()
+        self.saver.wait()
+        own = self._own_parts()
+        told = collectives.gather_objects((rng_state(self.link.device), bool(own)))
+        shared = self._shared_state([rng for rng, _ in told])
+        self.saver.save(
+            [Part(STATE, shared, dump_state), *own] if shared is not None else own,
+            step=self.position.step,
+            epoch=self.position.epoch,
+            # A score belongs to the weights it was measured on, not to later ones.
+            metrics=self.metrics if self.position.evaluated else {},
+            others=[rank for rank, (_, has_own) in enumerate(told) if has_own and rank > 0],
+            began_s=began_s,
+        )
+
+    def _shared_state(self, rng: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """What all ranks share, on rank 0. Collective."""
         weights = model_state(self.parallel)
         moments = optimizer_state(self.parallel, self.optimizer)
         averages = ema_state(self.parallel, self.ema) if self.ema else None
-        if self.link.rank == 0:
-            owners = {
-                "model": weights,
-                "optimizer": moments,
-                "scheduler": self.schedule.state_dict(),
-                "scaler": self.scaler.state_dict() if self.scaler else None,
-                "ema": averages,
-                "stopper": self.stopper.state_dict() if self.stopper else None,
-                "position": vars(self.position).copy(),
-                "metrics": dict(self.metrics),
-                "stopped_early": self.stopped_early,
-                "rng": rng,
-                "points": [
-                    [point.key, point.value, point.step, point.timestamp_ms]
-                    for point in self.link.unacknowledged()
-                ],
-            }
-            name = self.store.save(
-                owners,
-                step=self.position.step,
-                epoch=self.position.epoch,
-                attempt=self.link.attempt,
-                # A score belongs to the weights it was measured on, not to later ones.
-                metrics=self.metrics if self.position.evaluated else {},
-            )
-            _log.info("saved checkpoint %s", name)
-        collectives.barrier()
+        if self.link.rank != 0:
+            return None
+        return {
+            "model": weights,
+            "optimizer": moments,
+            "scheduler": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "ema": averages,
+            "stopper": self.stopper.state_dict() if self.stopper else None,
+            "position": vars(self.position).copy(),
+            "metrics": dict(self.metrics),
+            "stopped_early": self.stopped_early,
+            "rng": rng,
+            "points": [
+                [point.key, point.value, point.step, point.timestamp_ms]
+                for point in self.link.unacknowledged()
+            ],
+        }
+
+    def _own_parts(self) -> list[Part]:
+        """What this rank alone has."""
+        return []
 
     def load(self, owners: dict[str, Any]) -> None:
         """Put all state back. A changed world size gives ranks beyond the saved ones a fresh random state."""
@@ -205,6 +223,14 @@ def start_attempt(
         recipe=recipe,
         link=link,
         store=store,
+        saver=Saver(
+            store,
+            rank=link.rank,
+            world_size=link.world_size,
+            attempt=link.attempt,
+            asynchronous=saving.asynchronous,
+            notice=link.notice,
+        ),
         saving=saving,
         model=model,
         parallel=parallel,
@@ -237,7 +263,7 @@ def start_attempt(
         peak_flops=peak,
     )
     seed_everything(recipe.seed, link.rank + 1)
-    newest = store.load_together()
+    newest = load_together(store)
     if newest is not None:
         attempt.load(newest[1])
         attempt.resumed_from = newest[0].name

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.engine import collectives
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.objective.evaluate import evaluate
 from orchestrator.engine.profile import StepProfiler
@@ -28,7 +29,20 @@ class Outcome:
 
 
 def train(attempt: Attempt, profiler: StepProfiler | None = None) -> Outcome:
-    """Train to the end, or until the driver asks to stop; in both cases a checkpoint is left. Collective."""
+    """Train to the end, or until the driver asks to stop; in both cases a checkpoint is left. Collective.
+
+    Raises CheckpointError where that one, or too many before it, could not be written.
+    """
+    try:
+        outcome = _train(attempt, profiler)
+        attempt.saver.finish()
+        collectives.barrier()  # only now the last checkpoint is there for all
+    finally:
+        attempt.saver.close()
+    return outcome
+
+
+def _train(attempt: Attempt, profiler: StepProfiler | None) -> Outcome:
     recipe, position = attempt.recipe, attempt.position
     began, first_step, samples = time.perf_counter(), position.step, 0
     stopped = False

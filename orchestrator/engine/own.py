@@ -6,6 +6,7 @@ worker instead of our loop. Placement, data, checkpoints, metrics, stops, resume
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,13 +14,17 @@ from typing import Any
 
 import torch
 
+from orchestrator.checkpoints.manifest import STATE, Manifest
+from orchestrator.checkpoints.saver import Part, Saver
+from orchestrator.checkpoints.store import CheckpointStore
+from orchestrator.checkpoints.tensors import dump_state
 from orchestrator.data.prepared.feed import Wanted, feed
 from orchestrator.data.prepared.order import SequentialOrder, num_batches, rank_slice
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.engine import collectives
-from orchestrator.engine.checkpoint import CheckpointStore, Manifest
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.recipe import Placement, Position, Recipe, training_batch
+from orchestrator.engine.saving import load_together
 from orchestrator.engine.seed import seed_everything
 from orchestrator.errors import UsageError, UserCodeError
 from orchestrator.imports import load_object
@@ -42,6 +47,18 @@ class TrainContext:
     position: Position = field(default_factory=Position)
     """Where the run stood at the checkpoint that `restore` loaded; the function may read it, `save` sets it."""
     saved: Manifest | None = None
+
+    @functools.cached_property
+    def saver(self) -> Saver:
+        link = self.link
+        return Saver(
+            self.store,
+            rank=link.rank,
+            world_size=link.world_size,
+            attempt=link.attempt,
+            asynchronous=self.spec.checkpoint.asynchronous,
+            notice=link.notice,
+        )
 
     @property
     def rank(self) -> int:
@@ -124,21 +141,19 @@ class TrainContext:
     def save(
         self, owners: Mapping[str, Any], *, step: int, epoch: int, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Commit a checkpoint: a dict of states (`{"model": model.state_dict(), …}`), taken from rank 0.
+        """Save a checkpoint: a dict of states (`{"model": model.state_dict(), …}`), taken from rank 0.
 
         `metrics` (as `val/loss`) decide which one is the best. Collective. What tensors and plain Python values
         hold can be read again, no other objects.
         """
         self.position = Position(epoch=epoch, step=step, evaluated=bool(metrics))
-        if self.rank == 0:
-            self.store.save(
-                dict(owners), step=step, epoch=epoch, attempt=self.link.attempt, metrics=metrics or {}
-            )
+        parts = [Part(STATE, dict(owners), dump_state)] if self.rank == 0 else []
+        self.saver.save(parts, step=step, epoch=epoch, metrics=metrics or {})
         collectives.barrier()
 
     def restore(self) -> dict[str, Any] | None:
         """The states of the newest checkpoint, with `position` set to it; None where the run is new. Collective."""
-        newest = self.store.load_together()
+        newest = load_together(self.store)
         if newest is None:
             return None
         self.saved, owners = newest
@@ -157,7 +172,12 @@ def run_own(context: TrainContext) -> torch.nn.Module | None:
     function: Callable[[TrainContext], Any] = load_object(path)
     if not callable(function):
         raise UsageError(f"train.function: '{path}' is a {type(function).__name__}, which cannot be called")
-    model = function(context)
+    try:
+        model = function(context)
+        context.saver.finish()
+        collectives.barrier()  # only now the last checkpoint is there for all
+    finally:
+        context.saver.close()
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         model = model.module
     if model is not None and not isinstance(model, torch.nn.Module):

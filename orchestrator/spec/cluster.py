@@ -1,4 +1,4 @@
-"""The sections on where and how workers run: `resources`, `runtime_env`, `checkpoint`, `failure`, `mlflow`.
+"""The sections on where and how workers run: `resources`, `runtime_env`, `failure`, `mlflow`.
 
 Field names are Ray's and MLflow's own wherever they have one.
 """
@@ -55,17 +55,6 @@ class RuntimeEnvSection(Section):
     excludes: list[str] = Field(default_factory=list)
     pip: list[str] = Field(default_factory=list)
     env_vars: dict[EnvName, str] = Field(default_factory=dict)
-
-
-class CheckpointSection(Section):
-    """When the run saves, and what it keeps: the newest `num_to_keep` and the best."""
-
-    every_n_epochs: int = Field(default=1, ge=1)
-    every_n_steps: int | None = Field(default=None, ge=1)
-    """Also inside an epoch; a resume starts at the exact next batch."""
-    num_to_keep: int = Field(default=2, ge=1)
-    checkpoint_score_attribute: str = "val/loss"
-    checkpoint_score_order: Literal["min", "max"] = "min"
 
 
 class FailureSection(Section):

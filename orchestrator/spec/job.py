@@ -9,8 +9,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from orchestrator.spec.base import EnvName, Section
+from orchestrator.spec.checkpoint import CheckpointSection
 from orchestrator.spec.cluster import (
-    CheckpointSection,
     FailureSection,
     MlflowSection,
     ResourcesSection,

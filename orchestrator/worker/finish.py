@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.checkpoint import Manifest
 from orchestrator.engine.device.precision import Precision, resolve_precision
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import Outcome

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 
 import torch
 
+from orchestrator.checkpoints.store import CheckpointStore
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.engine import collectives
 from orchestrator.engine.attempt import Attempt, start_attempt
 from orchestrator.engine.causes import cause_of, describe, is_out_of_memory, mend_of
-from orchestrator.engine.checkpoint import CheckpointStore
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import Outcome, train
 from orchestrator.engine.microbatch import halve_microbatch

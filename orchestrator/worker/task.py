@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
+from orchestrator.checkpoints.retention import Retention
+from orchestrator.checkpoints.store import CheckpointStore
 from orchestrator.data.augment.augment import check_augment
 from orchestrator.data.prepared.manifest import Manifest
 from orchestrator.data.prepared.prepared import Prepared
-from orchestrator.engine.checkpoint import CheckpointStore
 from orchestrator.engine.objective.metrics import DEFAULTS, check_metrics
 from orchestrator.engine.objective.objective import build_objective
 from orchestrator.engine.recipe import Recipe
@@ -39,11 +40,17 @@ class WorkerTask:
 
 def checkpoint_store(spec: JobSpec, run: RunFolder) -> CheckpointStore:
     """The checkpoints of a run, as its spec wants them kept."""
+    section = spec.checkpoint
     return CheckpointStore(
         run.checkpoints,
-        num_to_keep=spec.checkpoint.num_to_keep,
-        score_attribute=spec.checkpoint.checkpoint_score_attribute,
-        score_order=spec.checkpoint.checkpoint_score_order,
+        Retention(
+            last=section.num_to_keep,
+            best=section.num_best_to_keep,
+            every_n_epochs=section.keep_every_n_epochs,
+            every_n_steps=section.keep_every_n_steps,
+            score_attribute=section.checkpoint_score_attribute,
+            score_order=section.checkpoint_score_order,
+        ),
     )
 
 

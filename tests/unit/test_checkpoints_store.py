@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from orchestrator.engine.checkpoint import CheckpointStore
+from orchestrator.checkpoints.manifest import STATE
+from orchestrator.checkpoints.retention import Retention
+from orchestrator.checkpoints.saver import Part, Saver
+from orchestrator.checkpoints.store import CheckpointStore
+from orchestrator.checkpoints.tensors import dump_state
 from orchestrator.errors import CheckpointError
 from orchestrator.storage import Folder
 
 
-def _store(path: Path, **settings: object) -> CheckpointStore:
-    return CheckpointStore(Folder.at(path), **settings)  # type: ignore[arg-type]
+def _store(path: Path, **policy: Any) -> CheckpointStore:
+    return CheckpointStore(Folder.at(path), Retention(**policy))
 
 
 def _save(store: CheckpointStore, step: int, loss: float | None = None, attempt: int = 1) -> str:
     metrics = {} if loss is None else {"val/loss": loss}
-    return store.save(
-        {"weight": torch.full((3,), float(step))}, step=step, epoch=0, attempt=attempt, metrics=metrics
-    )
+    return _save_state(store, {"weight": torch.full((3,), float(step))}, step, metrics, attempt)
+
+
+def _save_state(
+    store: CheckpointStore, state: dict[str, Any], step: int, metrics: dict[str, float], attempt: int = 1
+) -> str:
+    saver = Saver(store, attempt=attempt, asynchronous=False)
+    saver.save([Part(STATE, state, dump_state)], step=step, epoch=0, metrics=metrics)
+    saver.finish()
+    return f"step-{step:09d}"
 
 
 def test_newest_and_best_are_kept(tmp_path: Path) -> None:
-    store = _store(tmp_path, num_to_keep=2)
+    store = _store(tmp_path, last=2)
     for step, loss in [(1, 0.5), (2, 0.1), (3, 0.3), (4, 0.4), (5, 0.2)]:
         _save(store, step, loss)
     assert [manifest.step for manifest in store.manifests()] == [2, 4, 5]
@@ -39,9 +51,9 @@ def test_newest_and_best_are_kept(tmp_path: Path) -> None:
 
 
 def test_best_by_a_metric_to_be_high_and_nan_never_best(tmp_path: Path) -> None:
-    store = _store(tmp_path, num_to_keep=9, score_attribute="val/accuracy", score_order="max")
+    store = _store(tmp_path, last=9, score_attribute="val/accuracy", score_order="max")
     for step, value in [(1, 0.5), (2, float("nan")), (3, 0.9), (4, 0.7)]:
-        store.save({}, step=step, epoch=0, attempt=1, metrics={"val/accuracy": value})
+        _save_state(store, {}, step, {"val/accuracy": value})
     best = store.best()
     assert best is not None
     assert best.step == 3
@@ -105,7 +117,7 @@ def test_a_stale_attempt_may_not_commit(tmp_path: Path) -> None:
     _save(store, 1, attempt=old)
     new = store.begin_attempt()
     assert new == old + 1
-    with pytest.raises(CheckpointError, match="attempt 2 has begun"):
+    with pytest.raises(CheckpointError, match=r"attempt 1 may not commit .* a newer attempt has begun"):
         _save(store, 2, attempt=old)
     assert [manifest.step for manifest in store.manifests()] == [1]
     _save(store, 2, attempt=new)
@@ -117,6 +129,6 @@ def test_reading_never_unpickles_code(tmp_path: Path) -> None:
             return eval, ("__import__('os').mkdir('/nonexistent/evil')",)
 
     store = _store(tmp_path)
-    store.save({"evil": Evil()}, step=1, epoch=0, attempt=1, metrics={})
+    _save_state(store, {"evil": Evil()}, 1, {})
     with pytest.raises(CheckpointError, match="damaged"):
         store.load_newest()
