@@ -129,10 +129,10 @@ def _end_epoch(attempt: Attempt) -> None:
     if recipe.val_part is not None and (due or final):
         validate(attempt)
     position.evaluated = True
+    if link.rank == 0:  # before the save, which carries it: whoever goes on from there does not say it again
+        link.log({"epoch": float(position.epoch)}, position.step)
     if final or attempt.stopped_early or position.epoch % attempt.saving.every_n_epochs == 0:
         attempt.save()
-    if link.rank == 0:
-        link.log({"epoch": float(position.epoch)}, position.step)
     attempt.window.restart_clock()
 
 

@@ -1,6 +1,6 @@
 """A group of workers on this machine, talking over gloo, without Ray: started within a second, and killed at will.
 
-The processes are forked from one that has torch imported already.
+The processes are forked from one that has imported all that they need, also what the engine imports late.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 import torch.distributed
 
 from orchestrator.engine.link import WorkerLink
 from orchestrator.records import Letter, Reply
 from orchestrator.runners.desk import Desk
+from orchestrator.vision import prepare_torchvision
 from orchestrator.worker import WorkerTask, train_worker
 from tests.exactness import cases
+
+prepare_torchvision()
+import torchmetrics.classification  # noqa: E402
+import torchmetrics.regression  # noqa: E402, F401
 
 _PATIENCE_S = 120.0
 _COURIER_S = 0.02  # so that a desk learns soon what a killed worker did
