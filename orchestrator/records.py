@@ -9,6 +9,8 @@ from typing import Any, Literal
 from orchestrator.errors import Cause
 
 Status = Literal["RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
+Wish = Literal["go on", "save", "stop"]
+"""What the driver wants of the workers; "save" is to save and go on, "stop" to save and end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,14 @@ class Progress:
     val_loss: float | None = None
     eta_s: float | None = None
     phase: Literal["starting", "training", "evaluating", "saving", "finishing"] = "training"
+    step_seconds: float = 0.0
+    """This attempt's time in optimizer steps."""
+    stall_s: float = 0.0
+    """This attempt's time that training waited for checkpoints."""
+    saved_step: int = 0
+    """Of the newest committed checkpoint."""
+    started_step: int = 0
+    """Where this attempt began."""
 
 
 @dataclass(frozen=True, slots=True)

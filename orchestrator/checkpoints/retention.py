@@ -1,6 +1,6 @@
 """Which checkpoints are kept: the newest, the best and the milestones, as one pure decision.
 
-Imports: the manifest.
+Imports: the manifest, spec.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.checkpoints.manifest import Manifest
+from orchestrator.spec.checkpoint import CheckpointSection
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class Retention:
     score_order: Literal["min", "max"] = "min"
 
 
+def retention_of(section: CheckpointSection) -> Retention:
+    """What a spec wants kept."""
+    return Retention(
+        last=section.num_to_keep,
+        best=section.num_best_to_keep,
+        every_n_epochs=section.keep_every_n_epochs,
+        every_n_steps=section.keep_every_n_steps,
+        score_attribute=section.checkpoint_score_attribute,
+        score_order=section.checkpoint_score_order,
+    )
+
+
 def ranked(manifests: Sequence[Manifest], retention: Retention) -> list[Manifest]:
     """Those that have been scored, the best first; of equal ones the older first."""
     sign = 1 if retention.score_order == "min" else -1
@@ -44,9 +57,7 @@ def kept(manifests: Sequence[Manifest], retention: Retention) -> set[str]:
     """The names of those that stay. What is removed by it would not be wanted later either: more checkpoints
     only ever push others out."""
     ordered = sorted(manifests, key=lambda manifest: manifest.step)
-    names = (
-        {manifest.name for manifest in ordered[len(ordered) - retention.last :]} if retention.last else set()
-    )
+    names = {manifest.name for manifest in ordered[max(0, len(ordered) - retention.last) :]}
     names |= {manifest.name for manifest in ranked(ordered, retention)[: retention.best]}
     for every, counts in (
         (retention.every_n_epochs, [manifest.epoch for manifest in ordered]),

@@ -194,7 +194,6 @@ class Saver:
             self._thread.join(timeout_s)
             self._given_up.set()
             self._thread.join(timeout_s)
-            self._thread = self._task = None
 
     def _host_copies(self) -> HostCopies:
         from orchestrator.checkpoints.tensors import HostCopies

@@ -103,6 +103,29 @@ class CheckpointStore:
                 found.append(f"{name}: {damage}")
         return found
 
+    def damages(self, *, in_use: bool = False, only: str | None = None) -> dict[str, list[str]]:
+        """What is wrong with each checkpoint (or with one), a phrase for each file, by name, oldest first; nothing
+        for those that are whole. `in_use`: what stands after the newest one is being written, and left out."""
+        names = [name for name in self._names() if only in (None, name)]
+        committed = [name for name in self._names() if (self.folder / name).exists(MANIFEST)]
+        found: dict[str, list[str]] = {}
+        for name in names:
+            manifest = self.find(name)
+            if isinstance(manifest, Manifest):
+                found[name] = self.verify(manifest)
+            elif manifest is not None:
+                found[name] = [f"{MANIFEST}: {manifest}"]
+            elif not (in_use and name > max(committed, default="")):
+                found[name] = [f"{MANIFEST}: it is missing; the save was interrupted, or the file was lost"]
+        return found
+
+    def superfluous(self) -> list[Manifest]:
+        """What the retention does not want, oldest first; never the newest one that is whole."""
+        manifests = self.manifests()
+        keep = kept(manifests, self.retention)
+        whole = next((manifest.name for manifest in reversed(manifests) if not self.verify(manifest)), None)
+        return [manifest for manifest in manifests if manifest.name not in keep and manifest.name != whole]
+
     def read(self, manifest: Manifest, name: str) -> bytes:
         """One of its files. Raises CheckpointError where it is damaged or cannot be read, and OSError where the
         storage is not there, which says nothing about the file."""

@@ -124,7 +124,9 @@ class HostCopies:
         if self._block.numel() < size_bytes or (pinned and not self._block.is_pinned()):
             self._block = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
             self._block = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
-            self._block.zero_()
+            self._block.numpy()[::_PAGE_BYTES] = (
+                0  # pages come at the first touch, which takes longer than a copy
+            )
 
 
 def size_bytes(state: Any) -> int:
@@ -133,6 +135,7 @@ def size_bytes(state: Any) -> int:
 
 
 _ALIGNMENT_BYTES = 64
+_PAGE_BYTES = 4096
 
 
 def _room(tensor: torch.Tensor) -> int:
@@ -145,8 +148,10 @@ def _identity(tensor: torch.Tensor) -> Any:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether its elements lie in memory that can be copied as it is; others are rare and cloned."""
-    return tensor.layout == torch.strided and not tensor.is_quantized and tensor.numel() > 0
+    """Whether its elements lie in memory that can be copied as it is; others are rare and cloned, and those of
+    the meta device have nothing to copy."""
+    strided = tensor.layout == torch.strided and not tensor.is_quantized
+    return strided and not tensor.is_meta and tensor.numel() > 0
 
 
 def _tensors(state: Any) -> Iterator[torch.Tensor]:
@@ -165,7 +170,9 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 def _rebuilt(state: Any, copies: Mapping[Any, torch.Tensor]) -> Any:
     """The tree with copies in the place of its tensors."""
     if isinstance(state, torch.Tensor):
-        return copies[_identity(state)] if _is_plain(state) else state.detach().cpu().clone()
+        if _is_plain(state):
+            return copies[_identity(state)]
+        return state if state.is_meta else state.detach().cpu().clone()
     if type(state) is OrderedDict:  # a module's state has its version numbers as an attribute
         made = OrderedDict((key, _rebuilt(value, copies)) for key, value in state.items())
         made.__dict__.update(copy.deepcopy(state.__dict__))
@@ -174,4 +181,11 @@ def _rebuilt(state: Any, copies: Mapping[Any, torch.Tensor]) -> Any:
         return {key: _rebuilt(value, copies) for key, value in state.items()}
     if type(state) in (list, tuple):
         return type(state)(_rebuilt(value, copies) for value in state)
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        return type(state)(*(_rebuilt(value, copies) for value in state))
     return copy.deepcopy(state)
+
+
+def named_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a flat state, by name."""
+    return {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}

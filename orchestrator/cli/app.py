@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from orchestrator import __version__
+from orchestrator.cli.checkpoint import checkpoint
 from orchestrator.cli.data import data
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.list import list_
@@ -50,6 +51,7 @@ app.command(rich_help_panel=_JOBS)(status)
 app.command(rich_help_panel=_JOBS)(logs)
 app.command(rich_help_panel=_JOBS)(wait)
 app.command(rich_help_panel=_JOBS)(stop)
+app.add_typer(checkpoint, name="checkpoint", rich_help_panel=_JOBS)
 app.add_typer(data, name="data", rich_help_panel=_JOBS)
 app.command(rich_help_panel=_HERE)(ui)
 app.command(rich_help_panel=_HERE)(doctor)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.checkpoints.cadence import Cadence
 from orchestrator.checkpoints.manifest import STATE
 from orchestrator.checkpoints.saver import Part, Saver
 from orchestrator.checkpoints.store import CheckpointStore
@@ -38,7 +39,7 @@ from orchestrator.engine.parallel.state import (
     model_state,
     optimizer_state,
 )
-from orchestrator.engine.parallel.wrap import bare, parallelize
+from orchestrator.engine.parallel.wrap import bare, parallelize, sharded
 from orchestrator.engine.recipe import Placement, Position, Recipe
 from orchestrator.engine.saving import load_together
 from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
@@ -61,6 +62,7 @@ class Attempt:
     link: WorkerLink
     store: CheckpointStore
     saver: Saver
+    cadence: Cadence
     saving: CheckpointSection
     model: torch.nn.Module
     """The network by its own names; `parallel` is what a step calls."""
@@ -88,6 +90,10 @@ class Attempt:
     stopped_early: bool = False
     out_of_time: bool = False
     resumed_from: str | None = None
+    step_seconds: float = 0.0
+    """Spent in optimizer steps, in this attempt."""
+    started_step: int = 0
+    _reserved: bool = False
 
     @property
     def trained(self) -> list[torch.nn.Parameter]:
@@ -124,6 +130,14 @@ class Attempt:
             others=[rank for rank, (_, has_own) in enumerate(told) if has_own and rank > 0],
             began_s=began_s,
         )
+        self.cadence.saved(time.monotonic())
+
+    def reserve(self) -> None:
+        """Get the memory for copies of the state, once there is an optimizer's state: at the first call."""
+        if not self._reserved and not sharded(self.parallel):  # whose state is a collective
+            shared = self._shared_state([])
+            self.saver.reserve([Part(STATE, shared, dump_state)] if shared is not None else [])
+        self._reserved = True
 
     def _shared_state(self, rng: list[dict[str, Any]]) -> dict[str, Any] | None:
         """What all ranks share, on rank 0. Collective."""
@@ -231,6 +245,7 @@ def start_attempt(
             asynchronous=saving.asynchronous,
             notice=link.notice,
         ),
+        cadence=Cadence(saving.every, saving.mean_time_between_failures),
         saving=saving,
         model=model,
         parallel=parallel,
@@ -267,6 +282,7 @@ def start_attempt(
     if newest is not None:
         attempt.load(newest[1])
         attempt.resumed_from = newest[0].name
+        attempt.started_step = attempt.saver.saved_step = newest[0].step
         _log.info("resumed from checkpoint %s", newest[0].name)
     return attempt
 

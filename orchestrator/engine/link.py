@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 
-from orchestrator.records import Failure, Letter, Point, Progress, Reply
+from orchestrator.records import Failure, Letter, Point, Progress, Reply, Wish
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +94,11 @@ class WorkerLink:
     def stop_requested(self) -> bool:
         """Whether the driver asked this run to save and end. Meaningful on rank 0; ranks must agree on it."""
         return self._stop.is_set()
+
+    def wish(self) -> Wish:
+        """What the driver wants now: "save" once for each time that it asked. Meaningful on rank 0; ranks must
+        agree on it."""
+        return "stop" if self.stop_requested() else "go on"
 
     def request_stop(self) -> None:
         self._stop.set()

@@ -12,7 +12,7 @@ from orchestrator.engine import collectives
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.objective.evaluate import evaluate
 from orchestrator.engine.profile import StepProfiler
-from orchestrator.engine.reporting import log_window, report
+from orchestrator.engine.reporting import log_saves, log_window, report
 from orchestrator.engine.step import train_step, training_feed
 from orchestrator.engine.window import Wish
 from orchestrator.errors import Diverged, UserCodeError
@@ -37,6 +37,7 @@ def train(attempt: Attempt, profiler: StepProfiler | None = None) -> Outcome:
         outcome = _train(attempt, profiler)
         attempt.saver.finish()
         collectives.barrier()  # only now the last checkpoint is there for all
+        log_saves(attempt.link, attempt.saver, attempt.cadence)
     finally:
         attempt.saver.close()
     return outcome
@@ -47,7 +48,10 @@ def _train(attempt: Attempt, profiler: StepProfiler | None) -> Outcome:
     began, first_step, samples = time.perf_counter(), position.step, 0
     stopped = False
     attempt.window.restart_clock()
+    attempt.cadence.saved(time.monotonic())
     while not _finished(attempt) and not stopped:
+        wish: Wish = "go on"
+        due = False
         with training_feed(attempt, recipe.order(position.epoch), position.batch) as steps:
             while position.batch < recipe.steps_per_epoch and not _budget_spent(attempt) and not stopped:
                 lr = attempt.lr
@@ -68,12 +72,14 @@ def _train(attempt: Attempt, profiler: StepProfiler | None) -> Outcome:
                 due = every is not None and position.step % every == 0
                 # A checkpoint carries the points of all steps before it, so the window is emptied first.
                 if attempt.window.full or last or due:
-                    stopped = _agree(attempt) == "stop"
+                    wish = _agree(attempt)
+                    stopped = wish == "stop"
+                    due = due or wish == "save"
                 if stopped or (due and not last):
                     attempt.save()
                     attempt.window.restart_clock()
         if not stopped:
-            _end_epoch(attempt)
+            _end_epoch(attempt, due)
     return Outcome(
         status="stopped" if stopped else "completed",
         steps=position.step - first_step,
@@ -92,16 +98,21 @@ def _finished(attempt: Attempt) -> bool:
 
 
 def _agree(attempt: Attempt) -> Wish:
-    """Let the ranks talk, log the window's steps, report progress; what rank 0 wishes, 'stop' to save and end."""
+    """Let the ranks talk, log the window's steps, report progress; what rank 0 wishes."""
     link, position, train = attempt.link, attempt.position, attempt.recipe.train
     phases = attempt.clock.take()
     over = train.max_time is not None and position.seconds + attempt.window.elapsed_s >= train.max_time
-    wish: Wish = "stop" if link.stop_requested() else "finish" if over else "go on"
+    wish: Wish = link.wish()
+    if wish != "stop" and over:
+        wish = "finish"
+    elif wish == "go on" and attempt.cadence.due(time.monotonic()):
+        wish = "save"
     # What a rank does alone: in the backward pass it waits for the others.
     agreement = attempt.window.agree(
         wish=wish, own_seconds=phases.get("data", 0.0) + phases.get("forward", 0.0)
     )
     position.seconds += agreement.elapsed_s
+    attempt.step_seconds += agreement.elapsed_s
     if train.nonfinite == "stop":
         for record in agreement.records:
             if not math.isfinite(record.loss):  # all ranks see the same and end together
@@ -112,26 +123,29 @@ def _agree(attempt: Attempt) -> Wish:
                     "for wrong values in the data",
                 )
     if link.rank == 0 and agreement.records:
+        log_saves(link, attempt.saver, attempt.cadence)
         log_window(attempt, agreement, phases)
+    attempt.reserve()
     if agreement.wish == "finish":
         attempt.out_of_time = True
     return agreement.wish
 
 
-def _end_epoch(attempt: Attempt) -> None:
-    """Validate, decide on early stopping, save; then the next epoch is at batch 0."""
+def _end_epoch(attempt: Attempt, due: bool) -> None:
+    """Validate, decide on early stopping, save (where a save is due, in any case); then the next epoch is at
+    batch 0."""
     recipe, link, position = attempt.recipe, attempt.link, attempt.position
     if position.batch >= recipe.steps_per_epoch:
         position.epoch, position.batch = position.epoch + 1, 0
     final = position.epoch >= recipe.train.max_epochs or _budget_spent(attempt)
-    due = position.epoch % recipe.train.evaluate_every_n_epochs == 0
     attempt.metrics = {}
-    if recipe.val_part is not None and (due or final):
+    if recipe.val_part is not None and (final or position.epoch % recipe.train.evaluate_every_n_epochs == 0):
         validate(attempt)
     position.evaluated = True
     if link.rank == 0:  # before the save, which carries it: whoever goes on from there does not say it again
         link.log({"epoch": float(position.epoch)}, position.step)
-    if final or attempt.stopped_early or position.epoch % attempt.saving.every_n_epochs == 0:
+    every = attempt.saving.every_n_epochs
+    if due or final or attempt.stopped_early or (every is not None and position.epoch % every == 0):
         attempt.save()
     attempt.window.restart_clock()
 

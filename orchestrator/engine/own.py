@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from orchestrator.checkpoints.cadence import Cadence
 from orchestrator.checkpoints.manifest import STATE, Manifest
 from orchestrator.checkpoints.saver import Part, Saver
 from orchestrator.checkpoints.store import CheckpointStore
@@ -24,6 +26,7 @@ from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.engine import collectives
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.recipe import Placement, Position, Recipe, training_batch
+from orchestrator.engine.reporting import log_saves
 from orchestrator.engine.saving import load_together
 from orchestrator.engine.seed import seed_everything
 from orchestrator.errors import UsageError, UserCodeError
@@ -47,6 +50,7 @@ class TrainContext:
     position: Position = field(default_factory=Position)
     """Where the run stood at the checkpoint that `restore` loaded; the function may read it, `save` sets it."""
     saved: Manifest | None = None
+    _began_s: float = field(default_factory=time.perf_counter)
 
     @functools.cached_property
     def saver(self) -> Saver:
@@ -71,6 +75,11 @@ class TrainContext:
     @property
     def device(self) -> torch.device:
         return self.link.device
+
+    @functools.cached_property
+    def cadence(self) -> Cadence:
+        section = self.spec.checkpoint
+        return Cadence(section.every, section.mean_time_between_failures)
 
     def build_model(self) -> torch.nn.Module:
         """The spec's model on this worker's device, equal on all ranks."""
@@ -132,11 +141,30 @@ class TrainContext:
     def progress(self, *, epoch: int, step: int, train_loss: float | None = None) -> None:
         """Show where the run stands."""
         train, total = self.recipe.train, self.recipe.total_steps
-        self.link.progress(Progress(epoch + 1, train.max_epochs, step, total, train_loss=train_loss))
+        self.link.progress(
+            Progress(
+                epoch + 1,
+                train.max_epochs,
+                step,
+                total,
+                train_loss=train_loss,
+                # What the function does with its time is not known here; what it does not wait for counts as steps.
+                step_seconds=time.perf_counter() - self._began_s - self.saver.stall_s,
+                stall_s=self.saver.stall_s,
+                saved_step=self.saver.saved_step,
+                started_step=self.saved.step if self.saved else 0,
+            )
+        )
 
     def should_stop(self) -> bool:
         """Whether to save and return now (a stop was asked for). Collective: call it on all ranks alike."""
         return bool(collectives.broadcast_object(self.link.stop_requested()))
+
+    def should_save(self) -> bool:
+        """Whether a save is due by the spec's `checkpoint.every`, or the driver asks for one. Collective: call it on
+        all ranks alike."""
+        due = self.link.wish() == "save" or self.cadence.due(time.monotonic())
+        return bool(collectives.broadcast_object(due))
 
     def save(
         self, owners: Mapping[str, Any], *, step: int, epoch: int, metrics: Mapping[str, float] | None = None
@@ -150,6 +178,8 @@ class TrainContext:
         parts = [Part(STATE, dict(owners), dump_state)] if self.rank == 0 else []
         self.saver.save(parts, step=step, epoch=epoch, metrics=metrics or {})
         collectives.barrier()
+        self.cadence.saved(time.monotonic())
+        log_saves(self.link, self.saver, self.cadence)
 
     def restore(self) -> dict[str, Any] | None:
         """The states of the newest checkpoint, with `position` set to it; None where the run is new. Collective."""
@@ -157,6 +187,7 @@ class TrainContext:
         if newest is None:
             return None
         self.saved, owners = newest
+        self.saver.saved_step = self.saved.step
         self.position = Position(epoch=self.saved.epoch, step=self.saved.step)
         return owners
 
@@ -176,6 +207,7 @@ def run_own(context: TrainContext) -> torch.nn.Module | None:
         model = function(context)
         context.saver.finish()
         collectives.barrier()  # only now the last checkpoint is there for all
+        log_saves(context.link, context.saver, context.cadence)
     finally:
         context.saver.close()
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):

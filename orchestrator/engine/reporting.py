@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from orchestrator.checkpoints.cadence import Cadence
+from orchestrator.checkpoints.saver import Saver
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.device.clock import PHASES, peak_memory_bytes
+from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.window import Agreement
 from orchestrator.records import Point, Progress
 
@@ -38,7 +41,7 @@ def log_window(attempt: Attempt, agreement: Agreement, phases: Mapping[str, floa
 
 def report(
     attempt: Attempt,
-    phase: Literal["training", "evaluating"],
+    phase: Literal["training", "evaluating", "finishing"],
     loss: float | None = None,
     samples_per_s: float = 0.0,
     eta_s: float | None = None,
@@ -58,8 +61,27 @@ def report(
             val_loss=attempt.metrics.get("val/loss"),
             eta_s=eta_s,
             phase=phase,
+            step_seconds=attempt.step_seconds,
+            stall_s=attempt.saver.stall_s,
+            saved_step=attempt.saver.saved_step,
+            started_step=attempt.started_step,
         )
     )
+
+
+def log_saves(link: WorkerLink, saver: Saver, cadence: Cadence) -> None:
+    """Log what the checkpoints cost that were committed since the last call, and learn from it how often to save.
+    Rank 0 only."""
+    for saved in saver.take_saved():
+        costs = {"seconds": saved.seconds, "stall_seconds": saved.stall_s, "bytes": float(saved.size_bytes)}
+        link.log({f"perf/checkpoint_{name}": value for name, value in costs.items()}, saved.step)
+        interval_s = cadence.learn(saved)
+        if interval_s is not None:
+            link.log({"checkpoint/interval_s": interval_s}, saved.step)
+            link.notice(
+                f"checkpoint.every: auto: a save every {interval_s:.0f} s (the last one took {saved.seconds:.2f} s, "
+                f"of which training waited {saved.stall_s:.3f} s)"
+            )
 
 
 def _pace(attempt: Attempt, agreement: Agreement, phases: Mapping[str, float]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Steps between two moments at which the ranks talk about more than gradients.
 
-The losses of the steps, the driver's wish to stop and each rank's own pace travel together in one small
+The losses of the steps, the driver's wish to save or to stop and each rank's own pace travel together in one small
 all-reduce, about twice a second, instead of one collective per step. All ranks know the window's length in
 advance, so none waits for another at any other time. Imports: torch.
 """
@@ -17,8 +17,9 @@ from orchestrator.engine import collectives
 
 MAX_STEPS = 256
 TARGET_S = 0.5
-Wish = Literal["go on", "stop", "finish"]
-_WISHES: tuple[Wish, ...] = ("go on", "stop", "finish")
+Wish = Literal["go on", "save", "stop", "finish"]
+"""What rank 0 wants done: "save" to save and go on, "stop" to save and end, "finish" to end the training."""
+_WISHES: tuple[Wish, ...] = ("go on", "save", "stop", "finish")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from orchestrator.engine.objective.evaluate import Evaluation, evaluate
 from orchestrator.engine.own import TrainContext
 from orchestrator.engine.parallel.state import load_ema_state, load_model_state, model_state
 from orchestrator.engine.recipe import Placement, Position, Recipe
+from orchestrator.engine.reporting import report
 from orchestrator.errors import CheckpointError
 from orchestrator.export.bundle import write_bundle
-from orchestrator.records import Progress
 from orchestrator.worker.task import WorkerTask
 
 _log = logging.getLogger(__name__)
@@ -42,16 +42,7 @@ class _Ending:
 def finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Outcome) -> None:
     """Evaluate the best checkpoint, and let rank 0 write the result and the model. Collective."""
     link, recipe = attempt.link, attempt.recipe
-    link.progress(
-        Progress(
-            attempt.position.epoch,
-            recipe.train.max_epochs,
-            attempt.position.step,
-            recipe.total_steps,
-            phase="finishing",
-            val_loss=attempt.metrics.get("val/loss"),
-        )
-    )
+    report(attempt, "finishing")
     best = _load_best(attempt)
     with attempt.ema.swap() if attempt.ema else contextlib.nullcontext():
         test = _test(

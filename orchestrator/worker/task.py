@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.checkpoints.retention import Retention
+from orchestrator.checkpoints.retention import retention_of
 from orchestrator.checkpoints.store import CheckpointStore
 from orchestrator.data.augment.augment import check_augment
 from orchestrator.data.prepared.manifest import Manifest
@@ -40,18 +40,7 @@ class WorkerTask:
 
 def checkpoint_store(spec: JobSpec, run: RunFolder) -> CheckpointStore:
     """The checkpoints of a run, as its spec wants them kept."""
-    section = spec.checkpoint
-    return CheckpointStore(
-        run.checkpoints,
-        Retention(
-            last=section.num_to_keep,
-            best=section.num_best_to_keep,
-            every_n_epochs=section.keep_every_n_epochs,
-            every_n_steps=section.keep_every_n_steps,
-            score_attribute=section.checkpoint_score_attribute,
-            score_order=section.checkpoint_score_order,
-        ),
-    )
+    return CheckpointStore(run.checkpoints, retention_of(spec.checkpoint))
 
 
 def build_recipe(spec: JobSpec, prepared: Prepared, initial: Path | None = None) -> Recipe:
