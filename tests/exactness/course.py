@@ -26,11 +26,12 @@ Hit = Literal["starting", "training", "saving", "finishing"]
 
 @dataclass(frozen=True)
 class Kill:
-    """A worker's end: what was aimed at, and what was going on at that moment."""
+    """The end of an attempt: what was aimed at, and what was going on at that moment. Without a rank all workers
+    were asked to save and end."""
 
     attempt: int
     world_size: int
-    rank: int
+    rank: int | None
     aim: Aim
     hit: Hit
     step: int
@@ -48,6 +49,8 @@ class Course:
     kills: list[Kill] = field(default_factory=list)
     world_sizes: list[int] = field(default_factory=list)
     """Of the attempts so far."""
+    seconds: float = 0.0
+    """That the last attempt took."""
 
     @property
     def folder(self) -> Path:
@@ -64,44 +67,65 @@ class Course:
         return tracker
 
     def go(
-        self, world_sizes: Iterator[int], draw: random.Random, *, max_kills: int, typical_s: float = 1.0
+        self,
+        world_sizes: Iterator[int],
+        draw: random.Random,
+        *,
+        kills: int = 0,
+        stops: float = 0.0,
+        typical_s: float = 1.0,
     ) -> Course:
-        """Attempt after attempt until the run is done, the first `max_kills` of them killed. Each takes the next
-        world size. An undisturbed attempt takes about `typical_s`."""
-        tracker = self.tracker()
-        while self._attempt(tracker, next(world_sizes), draw, len(self.kills) < max_kills, typical_s):
-            if draw.random() < 0.3:  # the driver was lost too
+        """Attempt after attempt until the run is done, each with the next world size, the first `kills` of them
+        killed (the share `stops` of them: stopped). An undisturbed attempt takes about `typical_s`."""
+        tracker, done = self.tracker(), False
+        while not done:
+            began_s = time.monotonic()
+            desk = Desk(tracker.log_points)
+            if len(self.kills) < kills:
+                done = self._disturbed(desk, next(world_sizes), draw, stops, typical_s)
+            else:
+                group = self._group(desk, next(world_sizes))
+                done = _ended(group)
+            self.seconds = time.monotonic() - began_s
+            if draw.random() < 0.3:  # the driver is lost too
                 tracker.close(0.0)
                 tracker = self.tracker()
         assert tracker.close(30.0)
         return self
 
-    def _attempt(
-        self, tracker: Tracker, world_size: int, draw: random.Random, to_be_killed: bool, typical_s: float
-    ) -> bool:
-        """One attempt; whether it was killed."""
+    def _group(self, desk: Desk, world_size: int) -> Group:
         self.world_sizes.append(world_size)
-        number = len(self.world_sizes)
-        desk = Desk(tracker.log_points)
         task = WorkerTask(self.spec, self.run, str(self.prepared.folder), [])
+        return Group(task, world_size, self.folder / "attempts" / str(len(self.world_sizes)), desk)
+
+    def _disturbed(
+        self, desk: Desk, world_size: int, draw: random.Random, stops: float, typical_s: float
+    ) -> bool:
+        """One attempt that is killed or stopped; whether it had come to its end before."""
         saves = _Saves(self.run, self.total_steps)
-        aim, strike = _aim(draw, typical_s, saves)
-        group = Group(task, world_size, self.folder / "attempts" / str(number), desk)
-        if not (to_be_killed and wait(group, strike)):
-            wait(group)
-            group.kill_all()
-            assert group.completed(), group.printed()
-            return False
-        rank = draw.randrange(world_size)
-        hit = _hit(saves, desk.progress)
+        aim, strike = _aim(draw, typical_s, saves, 1 - saves.newest_step / self.total_steps)
+        group = self._group(desk, world_size)
+        if not wait(group, strike):
+            return _ended(group)
+        hit, step = _hit(saves, desk.progress), desk.progress.step if desk.progress else 0
+        rank = draw.randrange(world_size) if draw.random() >= stops else None
+        self.kills.append(Kill(len(self.world_sizes), world_size, rank, aim, hit, step))
+        if rank is None:
+            desk.request_stop()
+            _ended(group)
+            return self.run.read_result() is not None
         group.kill(rank)
         # The others go on, until the runner ends them too.
         time.sleep(draw.choice([0.0, draw.uniform(0.0, 0.2)]))
         group.kill_all()
-        self.kills.append(
-            Kill(number, world_size, rank, aim, hit, desk.progress.step if desk.progress else 0)
-        )
-        return True
+        return False
+
+
+def _ended(group: Group) -> bool:
+    wait(group)
+    group.kill_all()
+    assert group.completed(), group.printed()
+    return True
 
 
 class _Saves:
@@ -124,16 +148,24 @@ class _Saves:
     def ended(self) -> bool:
         return (self._folder / self._last / "manifest.json").exists()
 
+    @property
+    def newest_step(self) -> int:
+        return max((int(name.removeprefix("step-")) for name in self._folders()), default=0)
+
     def _folders(self) -> set[str]:
         return {path.name for path in self._folder.glob("step-*")}
 
 
-def _aim(draw: random.Random, typical_s: float, saves: _Saves) -> tuple[Aim, Callable[[], bool]]:
-    """When to strike: what is aimed at, and whether the moment has come."""
+def _aim(
+    draw: random.Random, typical_s: float, saves: _Saves, left: float
+) -> tuple[Aim, Callable[[], bool]]:
+    """When to strike: what is aimed at, and whether the moment has come. The share `left` of the run is to be
+    done, beside starting and finishing, which take half of the `typical_s`."""
     aim: Aim = draw.choice(get_args(Aim))
-    number = draw.randint(1, 4)
+    number = draw.randint(1, max(1, round(5 * left)))
+    typical_s *= 0.5 + 0.5 * left
     delay_s = draw.choice([0.0, draw.uniform(0.0, 0.003), draw.uniform(0.0, 0.03)])
-    moment_s = time.monotonic() + draw.uniform(0.0, 0.4 if aim == "start" else 1.0) * typical_s
+    moment_s = time.monotonic() + draw.uniform(0.0, 0.3 if aim == "start" else 0.9) * typical_s
     events: dict[Aim, Callable[[], bool]] = {
         "start": lambda: time.monotonic() >= moment_s,
         "any time": lambda: time.monotonic() >= moment_s,

@@ -67,8 +67,7 @@ def _work(rank: int, world_size: int, folder: Path, task: WorkerTask, pipe: Conn
     link = WorkerLink(
         rank=rank, world_size=world_size, local_rank=rank, channel=_PipeChannel(pipe), interval_s=_COURIER_S
     )
-    status = train_worker(task, link, keep_prints=False)
-    assert status == "completed", status
+    train_worker(task, link, keep_prints=False)
     if world_size > 1:
         torch.distributed.destroy_process_group()
 
@@ -78,6 +77,13 @@ def _forking() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def warm_up() -> None:
+    """Start the process to fork from, which takes some seconds the first time."""
+    process = _forking().Process(target=int)
+    process.start()
+    process.join()
 
 
 class Group:
