@@ -20,6 +20,7 @@ from orchestrator.storage import Folder
 CHUNK_BYTES = 4 << 20
 """Bounds what a writer takes at once: it runs beside the training, and hashing and writing of such a piece hold
 no lock that the training needs."""
+_READ_BYTES = 32 << 20
 _FLUSH_BYTES = 64 << 20
 """How much of an upload may wait in memory."""
 
@@ -133,7 +134,8 @@ def read_checked(folder: Folder, name: str, expected: FileFacts) -> bytes:
     """A file's content. Raises CheckpointError where it is not what it must be, OSError where it cannot be
     read."""
     try:
-        data = folder.read_bytes(name)
+        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+            data: bytes = file.read(file.size())  # at once: a bucket would be asked for each piece
     except (FileNotFoundError, IsADirectoryError) as error:
         raise _damaged(folder, name, "it is missing") from error
     found = FileFacts(hashlib.sha256(data).hexdigest(), len(data))
@@ -149,7 +151,7 @@ def check_file(folder: Folder, name: str, expected: FileFacts) -> str | None:
     size = 0
     try:
         with folder.filesystem.open_input_stream(f"{folder.path}/{name}", compression=None) as stream:
-            while data := stream.read(CHUNK_BYTES):
+            while data := stream.read(_READ_BYTES):
                 found.update(data)
                 size += len(data)
     except (FileNotFoundError, IsADirectoryError):

@@ -84,6 +84,8 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         raise ValueError(f"it is a manifest of another version: {error}") from error
     if manifest.name != name:
         raise ValueError(f"it is the manifest of {manifest.name}")
+    if dump_manifest(manifest) != data:
+        raise ValueError("it is not as it was written")
     return manifest
 
 

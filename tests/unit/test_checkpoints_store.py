@@ -59,39 +59,108 @@ def test_best_by_a_metric_to_be_high_and_nan_never_best(tmp_path: Path) -> None:
     assert best.step == 3
 
 
+def _flipped(data: bytes, at: float) -> bytes:
+    place = int(at * (len(data) - 1))
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
 DAMAGE = {
-    "bit flip": lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:],
-    "truncated": lambda data: data[:-100],
+    "bit flip": lambda data: _flipped(data, 0.5),
+    "bit flip at the end": lambda data: _flipped(data, 1.0),
+    "truncated": lambda data: data[:-1],
     "empty": lambda data: b"",
+    "longer": lambda data: data + b"x",
+    "missing": None,
 }
+FILES = (STATE, "rank-00001.pt", "manifest.json")
 
 
-@pytest.mark.parametrize("kind", [*DAMAGE, "missing"])
-def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+def _save_with_rank(store: CheckpointStore, step: int) -> Path:
+    parts = [Part(STATE, {"weight": torch.full((100,), float(step))}, dump_state)]
+    saver = Saver(store, asynchronous=False)
+    saver.save([*parts, Part("rank-00001.pt", {"step": step}, dump_state)], step=step, epoch=0, metrics={})
+    return store.folder.local_path() / f"step-{step:09d}"
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_found_reported_and_passed_over(
+    tmp_path: Path, kind: str, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = _store(tmp_path)
-    _save(store, 1)
-    newest = tmp_path / _save(store, 2) / "state.pt"
-    if kind == "missing":
-        newest.unlink()
+    _save_with_rank(store, 1)
+    damaged = _save_with_rank(store, 2) / file
+    damage = DAMAGE[kind]
+    if damage is None:
+        damaged.unlink()
     else:
-        newest.write_bytes(DAMAGE[kind](newest.read_bytes()))
-    found = store.load_newest()
-    assert found is not None
-    assert found[0].step == 1
-    assert torch.equal(found[1]["weight"], torch.ones(3))
-    assert "step-000000002" in caplog.text
+        damaged.write_bytes(damage(damaged.read_bytes()))
+    found = store.damages()
+    assert found["step-000000001"] == []
+    (line,) = found["step-000000002"]
+    assert line.startswith(f"{file}: ")
+    newest = store.load_newest()
+    assert newest is not None
+    assert newest[0].step == 1
+    assert torch.equal(newest[1]["weight"], torch.ones(100))
+    assert (kind, file) == ("missing", "manifest.json") or "step-000000002" in caplog.text
+    # Training goes on from step 1, and what it saves then counts.
+    _save_with_rank(store, 2)
+    assert store.damages() == {"step-000000001": [], "step-000000002": []}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"step": 2}', b"\xff\xfe"])
-def test_a_damaged_manifest_is_passed_over(tmp_path: Path, content: bytes) -> None:
+def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    _save(store, 1, 0.25)
+    file = tmp_path / "step-000000001" / "manifest.json"
+    data = file.read_bytes()
+    for place in range(len(data)):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert isinstance(store.find("step-000000001"), str), place
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_good_one(tmp_path: Path) -> None:
+    store = _store(tmp_path, last=1)
+    _save(store, 100)
+    (tmp_path / _save(_store(tmp_path, last=2), 200) / STATE).write_bytes(b"x")
+    _save(store, 150)  # by an attempt that went on from 100
+    assert [manifest.step for manifest in store.manifests()] == [150]
+
+
+def test_what_interrupted_saves_left_is_swept_by_the_next_attempt(tmp_path: Path) -> None:
     store = _store(tmp_path)
     _save(store, 1)
-    (tmp_path / _save(store, 2) / "manifest.json").write_bytes(content)
-    found = store.load_newest()
-    assert found is not None
-    assert found[0].step == 1
+    (tmp_path / "step-000000001" / ".state.pt.tmp-1").write_bytes(b"half")
+    (tmp_path / ".attempt.json.abc").write_bytes(b"half")
+    half = tmp_path / "step-000000002"
+    half.mkdir()
+    for name in (".state.pt.tmp-1", "rank-00001.pt", "rank-00001.json", ".manifest.json.tmp"):
+        (half / name).write_bytes(b"half")
+    assert store.uncommitted() == ["step-000000002"]
+    store.begin_attempt()
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["attempt.json", "step-000000001/manifest.json", "step-000000001/state.pt"]
+
+
+def test_a_save_in_progress_is_no_damage(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    for name in ("step-000000001", "step-000000003"):
+        (tmp_path / name).mkdir()
+    _save(_store(tmp_path, last=9), 2)
+    (tmp_path / "step-000000001").mkdir()
+    (tmp_path / "step-000000003").mkdir()
+    assert list(store.damages(in_use=True)) == ["step-000000001", "step-000000002"]
+    assert list(store.damages()) == ["step-000000001", "step-000000002", "step-000000003"]
+
+
+def test_pruning_by_hand_leaves_the_newest_that_is_whole(tmp_path: Path) -> None:
+    store = _store(tmp_path, last=9)
+    for step, loss in [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]:
+        _save(store, step, loss)
+    (tmp_path / "step-000000004" / STATE).write_bytes(b"")
+    (tmp_path / "step-000000003" / STATE).unlink()
+    for policy, goes in (({"last": 0, "best": 0}, [1, 3, 4]), ({"last": 1, "best": 1}, [3])):
+        assert [manifest.step for manifest in _store(tmp_path, **policy).superfluous()] == goes
 
 
 def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
