@@ -92,6 +92,8 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
 
 def _run(task: WorkerTask, link: WorkerLink, run: RunFolder, store: CheckpointStore) -> str:
     spec = task.spec
+    if link.rank == 0:
+        store.sweep()
     prepared = Prepared.load(Folder.at(task.prepared_uri), spec.data.iterate)
     initial = placed_weights(run.init, run.local / "init") if spec.init_from is not None else None
     recipe = build_recipe(spec, prepared, initial)

@@ -27,8 +27,7 @@ DIGITS = {
 IMAGES: dict[str, Any] = {
     "name": "images",
     "seed": 3,
-    "data": DIGITS
-    | {"augment": [{"kind": "crop", "padding": 1}, {"kind": "mixup", "p": 0.5}]},
+    "data": DIGITS | {"augment": [{"kind": "crop", "padding": 1}, {"kind": "mixup", "p": 0.5}]},
     "model": {
         "name": "cnn",
         "args": {"channels": [4], "hidden": 16, "dropout": 0.2, "batch_norm": True},

@@ -77,7 +77,9 @@ def deviations(one: Course, other: Course, *, rows: int, tolerance: float = 1e-4
     for first in range(1, one.total_steps + 1, per_epoch):
         used = Counter(row for step in range(first, first + per_epoch) for row in steps_other.get(step, []))
         if len(used) != rows or set(used.values()) != {1}:
-            found.append(f"epoch from step {first}: {len(used)} rows, used {sorted(set(used.values()))} times")
+            found.append(
+                f"epoch from step {first}: {len(used)} rows, used {sorted(set(used.values()))} times"
+            )
     curve, other_curve = (_figures(course) for course in (one, other))
     if curve.keys() != other_curve.keys():
         found.append(f"figures of other steps: {sorted(curve.keys() ^ other_curve.keys())}")
@@ -92,9 +94,7 @@ def deviations(one: Course, other: Course, *, rows: int, tolerance: float = 1e-4
 def _figures(course: Course) -> dict[tuple[str, int], float]:
     (run,) = course.sink.runs.values()
     histories = _history(run.points.values())
-    return {
-        (key, step): float.fromhex(value) for key, values in histories.items() for step, value in values
-    }
+    return {(key, step): float.fromhex(value) for key, values in histories.items() for step, value in values}
 
 
 def rows_of_steps(course: Course) -> dict[int, list[int]]:

@@ -156,9 +156,7 @@ class _Saves:
         return {path.name for path in self._folder.glob("step-*")}
 
 
-def _aim(
-    draw: random.Random, typical_s: float, saves: _Saves, left: float
-) -> tuple[Aim, Callable[[], bool]]:
+def _aim(draw: random.Random, typical_s: float, saves: _Saves, left: float) -> tuple[Aim, Callable[[], bool]]:
     """When to strike: what is aimed at, and whether the moment has come. The share `left` of the run is to be
     done, beside starting and finishing, which take half of the `typical_s`."""
     aim: Aim = draw.choice(get_args(Aim))

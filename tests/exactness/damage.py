@@ -23,11 +23,6 @@ def _hide(file: Path) -> None:
     file.rename(file.with_name(f".{file.name}.tmp-1"))
 
 
-def _fold(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
 def _stale(file: Path) -> None:
     """The file of an older checkpoint in its place: whole in itself, but of another one."""
     older = sorted(folder for folder in file.parents[1].glob("step-*") if folder < file.parent)[-1]
@@ -51,7 +46,6 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "empty": lambda file: file.write_bytes(b""),
     "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
     "missing": lambda file: file.unlink(),
-    "a folder in its place": _fold,
     "a rename that never came": _hide,
     "that of another checkpoint": _stale,
     "half an upload": _half_uploaded,

@@ -65,7 +65,11 @@ def test_a_damaged_checkpoint_costs_no_bit(
     DAMAGES[damage](place / name)
 
     log = train(run, prepared_uri)
-    told = [line for line in log.splitlines() if newest.name in line and (" ERROR " in line or " WARNING " in line)]
+    told = [
+        line
+        for line in log.splitlines()
+        if newest.name in line and (" ERROR " in line or " WARNING " in line)
+    ]
     assert told, log
     assert f"resumed from checkpoint {older.name}" in log
     assert differences(final_state(SPEC, undisturbed), final_state(SPEC, run)) == []
@@ -75,4 +79,7 @@ def test_a_damaged_checkpoint_costs_no_bit(
 def test_all_files_of_a_checkpoint_are_in_the_matrix(done: tuple[RunFolder, str]) -> None:
     store = checkpoint_store(SPEC, done[0])
     for manifest in store.manifests():
-        assert {path.name for path in (store.folder / manifest.name).local_path().iterdir()} == {STATE, MANIFEST}
+        assert {path.name for path in (store.folder / manifest.name).local_path().iterdir()} == {
+            STATE,
+            MANIFEST,
+        }
