@@ -87,7 +87,10 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
         )
         raise
     finally:
-        link.close()
+        if not link.close():
+            _log.warning(
+                "rank %d: %d metric points did not reach the driver", link.rank, len(link.unacknowledged())
+            )
 
 
 def _run(task: WorkerTask, link: WorkerLink, run: RunFolder, store: CheckpointStore) -> str:

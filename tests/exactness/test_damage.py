@@ -73,7 +73,7 @@ def test_a_damaged_checkpoint_costs_no_bit(
     assert told, log
     assert f"resumed from checkpoint {older.name}" in log
     assert differences(final_state(SPEC, undisturbed), final_state(SPEC, run)) == []
-    assert not [path for path in run.folder.local_path().rglob(".*")]
+    assert not list(run.folder.local_path().rglob(".*"))
 
 
 def test_all_files_of_a_checkpoint_are_in_the_matrix(done: tuple[RunFolder, str]) -> None:
