@@ -64,7 +64,8 @@ def dump_manifest(manifest: Manifest) -> bytes:
     # JSON knows no NaN: a metric that is undefined is left out.
     metrics = {key: value for key, value in manifest.metrics.items() if value == value}
     facts = asdict(manifest) | {"metrics": metrics}
-    return (json.dumps(facts | {"sha256": _digest(facts)}, indent=1, sort_keys=True) + "\n").encode()
+    # No newline at the end: a file that has lost its last byte would still be one.
+    return json.dumps(facts | {"sha256": _digest(facts)}, indent=1, sort_keys=True).encode()
 
 
 def parse_manifest(data: bytes, name: str) -> Manifest:

@@ -48,13 +48,25 @@ class CheckpointStore:
     """Between tries, where the storage fails for a moment."""
 
     def begin_attempt(self) -> int:
-        """Number a new attempt (from 1), shut out the workers of earlier ones, and remove what saves that never
-        committed left behind. Rank 0 only."""
+        """Number a new attempt (from 1), and shut out the workers of earlier ones. Rank 0 only."""
         found = self._patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
         attempt = int((found or {"attempt": 0})["attempt"]) + 1
         self._patiently(lambda: self.folder.write_json(_FENCE, {"attempt": attempt}), f"writing {_FENCE}")
-        self._sweep()
         return attempt
+
+    def sweep(self) -> None:
+        """Remove what saves that never committed left behind, and tell of it. Rank 0 only, and not while it saves."""
+        for name in self.uncommitted():
+            _log.warning(
+                "checkpoint %s was never committed, or has lost its manifest: it is removed",
+                (self.folder / name).uri,
+            )
+            self._patiently(lambda name=name: self.discard(name), f"removing {name}")  # type: ignore[misc]
+        if not self.folder.is_local:
+            return
+        for place in [self.folder, *(self.folder / name for name in self._names())]:
+            for file in place.local_path().glob(".*"):
+                file.unlink(missing_ok=True)
 
     def manifests(self) -> list[Manifest]:
         """All committed checkpoints, oldest first; those whose manifest is damaged are reported and left out."""
@@ -280,19 +292,6 @@ class CheckpointStore:
                     self.discard(name)
                 except OSError as error:  # it only takes room, and the next save tries again
                     _log.warning("checkpoint %s could not be removed: %s", name, error)
-
-    def _sweep(self) -> None:
-        for name in self.uncommitted():
-            _log.warning(
-                "checkpoint %s was never committed, or has lost its manifest: it is removed",
-                (self.folder / name).uri,
-            )
-            self._patiently(lambda name=name: self.discard(name), f"removing {name}")  # type: ignore[misc]
-        if not self.folder.is_local:
-            return
-        for place in [self.folder, *(self.folder / name for name in self._names())]:
-            for file in place.local_path().glob(".*"):
-                file.unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         names = self._patiently(lambda: list(self.folder.names()), f"listing {self.folder.uri}")

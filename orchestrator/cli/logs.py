@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
@@ -50,11 +49,12 @@ def logs(
         return
     from orchestrator.runs.folder import find_run
     from orchestrator.runs.logs import follow_log, read_log
-    from orchestrator.runs.views import ENDED, run_state
+    from orchestrator.runs.views import ENDED, Onlooker
 
     run = find_run(open_storage(storage), name)
     if not follow:
         typer.echo(read_log(run, rank, attempt), nl=False)
         return
-    for text in follow_log(run, rank, attempt, has_ended=lambda: run_state(run, time.time()) in ENDED):
+    onlooker = Onlooker(run)
+    for text in follow_log(run, rank, attempt, has_ended=lambda: onlooker.state() in ENDED):
         typer.echo(text, nl=False)

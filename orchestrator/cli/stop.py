@@ -33,10 +33,11 @@ def stop(name: RunArgument, address: AddressOption = None, storage: StorageOptio
         return
     from orchestrator.runs.folder import find_run
     from orchestrator.runs.heartbeat import INTERVAL_S
-    from orchestrator.runs.views import ENDED, run_state
+    from orchestrator.runs.views import ENDED, Onlooker
 
     run = find_run(open_storage(storage), name)
-    state = run_state(run, time.time())
+    onlooker = Onlooker(run)
+    state = onlooker.state()
     if state in ENDED:
         typer.echo(f"{run.label} is not running: {state}")
         return
@@ -44,7 +45,7 @@ def stop(name: RunArgument, address: AddressOption = None, storage: StorageOptio
     grace_s = _stop_grace_s(run)
     typer.echo(f"{run.label}: asked to save and end; waiting up to {format_duration(grace_s)}")
     deadline_s = time.monotonic() + grace_s + INTERVAL_S  # the driver looks for requests every INTERVAL_S
-    while (state := run_state(run, time.time())) not in ENDED:
+    while (state := onlooker.state()) not in ENDED:
         if time.monotonic() >= deadline_s:
             typer.echo(
                 f"{run.label} has not ended yet; it will, see: orchestrator status {run.label}", err=True

@@ -41,11 +41,12 @@ def wait(
             code = 124
         raise typer.Exit(code)
     from orchestrator.runs.folder import find_run
-    from orchestrator.runs.views import ENDED, run_state
+    from orchestrator.runs.views import ENDED, Onlooker
 
     run = find_run(open_storage(storage), name)
+    onlooker = Onlooker(run)
     deadline_s = float("inf") if timeout is None else time.monotonic() + timeout
-    while (state := run_state(run, time.time())) not in ENDED:
+    while (state := onlooker.state()) not in ENDED:
         if time.monotonic() >= deadline_s:
             typer.echo(f"{run.label} is still {state} after {show_duration(timeout)}", err=True)
             raise typer.Exit(124)

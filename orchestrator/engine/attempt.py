@@ -293,7 +293,7 @@ def start_attempt(
         peak_flops=peak,
     )
     seed_everything(recipe.seed, link.rank + 1)
-    newest = load_together(store)
+    newest = load_together(store, link.notice)
     if newest is not None:
         attempt.load(*newest)
         attempt.resumed_from = newest[0].name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,6 +36,16 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def share_tensors(tensors: Iterable[torch.Tensor]) -> None:
+    """Give rank 0's values, in place, to every rank."""
+    if world_size() > 1:
+        for tensor in tensors:
+            values = tensor.contiguous()
+            dist.broadcast(values, src=0)
+            if values is not tensor:
+                tensor.copy_(values)
 
 
 def barrier() -> None:

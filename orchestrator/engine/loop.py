@@ -140,17 +140,16 @@ def _end_epoch(attempt: Attempt, due: bool) -> None:
     if position.batch >= recipe.steps_per_epoch:
         position.epoch, position.batch = position.epoch + 1, 0
     final = position.epoch >= recipe.train.max_epochs or _budget_spent(attempt)
-    due = position.epoch % recipe.train.evaluate_every_n_epochs == 0
     attempt.metrics = {}
-    if recipe.val_part is not None and (due or final):
+    if recipe.val_part is not None and (final or position.epoch % recipe.train.evaluate_every_n_epochs == 0):
         validate(attempt)
     position.evaluated = True
+    if link.rank == 0:  # before the save, which carries it: whoever goes on from there does not say it again
+        link.log({"epoch": float(position.epoch)}, position.step)
     every = attempt.saving.every_n_epochs
     if due or final or attempt.stopped_early or (every is not None and position.epoch % every == 0):
         link.beat("saving", position.step)
         attempt.save()
-    if link.rank == 0:
-        link.log({"epoch": float(position.epoch)}, position.step)
     attempt.window.restart_clock()
 
 

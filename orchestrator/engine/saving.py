@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from orchestrator.checkpoints.manifest import STATE, Manifest
@@ -13,11 +14,13 @@ from orchestrator.errors import CheckpointError
 _log = logging.getLogger(__name__)
 
 
-def load_together(store: CheckpointStore) -> tuple[Manifest, dict[str, Any]] | None:
+def load_together(
+    store: CheckpointStore, report: Callable[[str], None] = _log.error
+) -> tuple[Manifest, dict[str, Any]] | None:
     """The newest whole checkpoint, the same on every rank; None where there is none. Collective.
 
     Every rank reads what all share, and the ranks divide the other files among them to be checked. Damage is
-    reported, and the next older checkpoint is tried. Raises CheckpointError where all are damaged.
+    reported by rank 0, and the next older checkpoint is tried. Raises CheckpointError where all are damaged.
     """
     manifests: list[Manifest] = collectives.broadcast_object(
         store.manifests() if collectives.rank() == 0 else None
@@ -27,7 +30,7 @@ def load_together(store: CheckpointStore) -> tuple[Manifest, dict[str, Any]] | N
             return manifest, load_one_together(store, manifest)
         except CheckpointError as error:
             if collectives.rank() == 0:
-                _log.error("%s", error.reason)
+                report(error.reason)
     if manifests:
         raise store.all_damaged(len(manifests))
     return None

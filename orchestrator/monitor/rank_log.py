@@ -13,16 +13,43 @@ from typing import TextIO
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
+class _LogFile(io.TextIOBase):
+    """A log file for which no training ends: what a full disk does not take is left out."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        self._told = False
+
+    def write(self, text: str) -> int:
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            self._tell(error)
+        return len(text)
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:  # what waited for room
+            self._tell(error)
+        super().close()
+
+    def _tell(self, error: OSError) -> None:
+        if not self._told:
+            self._told = True
+            print(f"the log {self._file.name} is not complete: {error}", file=sys.stderr)
+
+
 class _Tee(io.TextIOBase):
     """Writes to a stream and to a file, both without secrets."""
 
-    def __init__(self, stream: TextIO, file: TextIO, redact: Callable[[str], str]) -> None:
+    def __init__(self, stream: TextIO, file: _LogFile, redact: Callable[[str], str]) -> None:
         self._stream, self._file, self._redact = stream, file, redact
 
     def write(self, text: str) -> int:
         text = self._redact(text)
         self._file.write(text)
-        self._file.flush()
         return self._stream.write(text)
 
     def flush(self) -> None:
@@ -52,7 +79,7 @@ def rank_log(path: Path, redact: Callable[[str], str], *, printed: bool = True) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("orchestrator")
-    with path.open("a", encoding="utf-8") as file:
+    with contextlib.closing(_LogFile(path)) as file:
         everything = logging.StreamHandler(file)
         everything.setFormatter(_Formatter(redact))
         # The driver's terminal is for what matters; the file has it all.

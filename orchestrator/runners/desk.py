@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 
+from orchestrator.errors import TrackingError
 from orchestrator.records import Failure, Letter, Point, Progress, Reply, Wish
+
+_log = logging.getLogger(__name__)
 
 
 class Desk:
     """A `Channel` that hands points to `record` and answers with what is safe by then.
 
-    `record` must return only when the points are on disk. Thread-safe.
+    `record` must return only when the points are on disk. Where it cannot (TrackingError, OSError), they stay with
+    the worker, who sends them again, and the training goes on. Thread-safe.
     """
 
     def __init__(
@@ -28,6 +33,7 @@ class Desk:
         self._received: dict[int, int] = {}
         self._noticed: dict[int, int] = {}
         self._stop = False
+        self._troubled = False
         self.failures: list[Failure] = []
         self.progress: Progress | None = None
         self.attempt = 0
@@ -49,17 +55,29 @@ class Desk:
                 self.failures.append(letter.failure)
             if letter.rank == 0:
                 self.attempt = max(self.attempt, letter.attempt)
-                received = self._received.get(letter.attempt, 0)
-                fresh = letter.points[max(0, received - letter.first) :]
-                if fresh:
-                    self._record(fresh)
-                self._received[letter.attempt] = max(received, letter.first + len(letter.points))
+                self._keep(letter)
                 self._show_notices(letter)
                 if letter.progress is not None and letter.progress != self.progress:
                     self.progress = letter.progress
                     if self._on_progress is not None:
                         self._on_progress(letter.progress)
             return self._reply(letter.attempt)
+
+    def _keep(self, letter: Letter) -> None:
+        received = self._received.get(letter.attempt, 0)
+        fresh = letter.points[max(0, received - letter.first) :]
+        try:
+            if fresh:
+                self._record(fresh)
+        except (TrackingError, OSError) as error:
+            if not self._troubled:
+                _log.warning("metrics cannot be recorded: %s", error)
+                if self._on_notice is not None:
+                    self._on_notice(f"metrics cannot be recorded now, the workers keep them: {error}")
+            self._troubled = True
+            return
+        self._troubled = False
+        self._received[letter.attempt] = max(received, letter.first + len(letter.points))
 
     def _show_notices(self, letter: Letter) -> None:
         shown = self._noticed.get(letter.attempt, 0)

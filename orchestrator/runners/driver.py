@@ -18,12 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, TrackingError
 from orchestrator.monitor.progress_lines import format_verdict
 from orchestrator.monitor.rank_log import rank_log
 from orchestrator.records import Verdict
 from orchestrator.runners import verdicts
 from orchestrator.runners.books import close_books, journal_folder
+from orchestrator.runners.ending import let_go, on_storage, write_record, write_verdict
 from orchestrator.runners.environment import environment
 from orchestrator.runners.job import Job, resolve_job, search_paths
 from orchestrator.runners.preparing import prepare_data
@@ -37,7 +38,6 @@ from orchestrator.runners.result import Result
 from orchestrator.runners.stop_signals import stop_signals
 from orchestrator.runners.watch import Observer, Silent, Watch
 from orchestrator.runs.choose import Choice, choose_run
-from orchestrator.runs.claim import release_claim
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.identity import identify
@@ -84,13 +84,17 @@ def run_job(
         watch.say(choice.why)
         for line in (prepared.manifest.summary(), *notable(prepared.folder)):
             watch.say(line)
-        tracker = _open_tracker(job, run)
-        record_data(tracker, loaded, run, prepared)
+        with on_storage(run):
+            tracker = _open_tracker(job, run)
+            record_data(tracker, loaded, run, prepared)
         with stop_signals(watch.ask_to_stop):
             verdict = _execute(job, run, prepared, tracker, watch, staff)
         result = _conclude(job, run, prepared, tracker, verdict, time.monotonic() - began, watch)
-    for line in close_books(job.storage, now_s=time.time()):
-        watch.say(line)
+    try:
+        for line in close_books(job.storage, now_s=time.time()):
+            watch.say(line)
+    except OSError as error:  # which is the trouble of other runs
+        watch.say(f"the books of {job.storage.uri} could not be closed: {error}")
     return replace(result, resumed=choice.resumed)
 
 
@@ -144,7 +148,7 @@ def _prepare(
         prepared = preparing.result()
     stack.callback(discard, spec.data, job.storage, prepared)
     choice = choose_run(job.storage, spec, identity, fresh=fresh, resume=resume)
-    stack.callback(release_claim, choice.run, choice.claim)
+    stack.callback(let_go, choice.run, choice.claim)
     if initial is not None:
         place_initial(initial, choice.run)
     return prepared, choice, staff
@@ -236,7 +240,11 @@ def _log_file(run: RunFolder) -> Path:
 def _saved_step(task: WorkerTask) -> int:
     from orchestrator.worker import checkpoint_store
 
-    manifests = checkpoint_store(task.spec, task.run).manifests()
+    try:
+        manifests = checkpoint_store(task.spec, task.run).manifests()
+    except OSError as error:  # it shall not keep the run from its verdict
+        _log.warning("the checkpoints of %s cannot be listed: %s", task.run.label, error)
+        return 0
     return manifests[-1].step if manifests else 0
 
 
@@ -257,9 +265,12 @@ def _conclude(
         raise OrchestratorError(f"another driver has taken over {run.label}", "this one ends")
     attempts = watch.desk.attempt if watch.desk else 0
     _log.info("%s", format_verdict(verdict, run.label))
-    run.write_verdict(verdict)
+    write_verdict(run, verdict, watch.say)
     watch.say("recording the run in MLflow")
-    record_end(tracker, job.loaded, run, verdict, prepared.manifest, seconds)
+    try:
+        record_end(tracker, job.loaded, run, verdict, prepared.manifest, seconds)
+    except (TrackingError, OSError) as error:  # which changes nothing of how the run ended
+        watch.say(f"the end of {run.label} could not be recorded in MLflow: {error}")
     shipped = tracker.close(_TRACKING_PATIENCE_S)
     if not shipped:
         watch.say(
@@ -268,7 +279,7 @@ def _conclude(
         )
     for refusal in tracker.refused:
         watch.say(f"MLflow refused: {refusal}")
-    run.update_record(mlflow_run_id=tracker.run_id, attempts=attempts)
+    write_record(run, watch.say, mlflow_run_id=tracker.run_id, attempts=attempts)
     result = run.read_result() or {}
     checkpoint = result.get("checkpoint")
     link = None

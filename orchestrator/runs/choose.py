@@ -6,12 +6,14 @@ Imports: runs, spec, the standard library.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.errors import UsageError
-from orchestrator.runs.claim import Claim, live_claim, release_claim, take_claim
+from orchestrator.runs.claim import Claim, newest_claim, release_claim, take_claim
 from orchestrator.runs.folder import RunFolder, RunRecord, create_run, list_runs
 from orchestrator.runs.identity import Identity, differences
 from orchestrator.spec.job import JobSpec
@@ -93,40 +95,59 @@ def _resume(run: RunFolder, spec: JobSpec, identity: Identity) -> Choice:
 
 
 def _start(storage: Folder, spec: JobSpec, identity: Identity, why: str) -> Choice:
-    now_s = time.time()
     run = create_run(storage, spec.name)
-    claim = take_claim(run, now_s)
-    if claim is None:  # cannot be: nobody else has this number
-        raise UsageError(f"{run.label} was taken by another driver", "run again")
-    run.write_record(
-        RunRecord(
-            name=run.name,
-            number=run.number,
-            identity=identity.to_dict(),
-            max_epochs=spec.train.max_epochs,
-            max_steps=spec.train.max_steps,
-            created_s=now_s,
+    claim = _claim(run)
+    with _undone(run, claim):
+        run.write_record(
+            RunRecord(
+                name=run.name,
+                number=run.number,
+                identity=identity.to_dict(),
+                max_epochs=spec.train.max_epochs,
+                max_steps=spec.train.max_steps,
+                created_s=time.time(),
+            )
         )
-    )
     return Choice(run, resumed=False, why=f"starting {run.label}: {why}", claim=claim)
 
 
 def _continue(run: RunFolder, spec: JobSpec, claim: Claim, why: str) -> Choice:
-    run.clear_ending()
-    run.update_record(max_epochs=spec.train.max_epochs, max_steps=spec.train.max_steps)
+    with _undone(run, claim):
+        run.clear_ending()
+        run.update_record(max_epochs=spec.train.max_epochs, max_steps=spec.train.max_steps)
     return Choice(run, resumed=True, why=f"resuming {run.label}: {why}", claim=claim)
 
 
 def _claim(run: RunFolder) -> Claim:
-    now_s = time.time()
-    claim = take_claim(run, now_s)
+    try:
+        claim = take_claim(run, time.time())
+        holder = newest_claim(run) if claim is None else None
+    except OSError as error:
+        raise _no_storage(run, error) from error
     if claim is not None:
         return claim
-    holder = live_claim(run, now_s)
     held = f" ({holder})" if holder is not None and holder.host else ""
     raise UsageError(
         f"another driver is at work on {run.label}{held}",
         f"wait for it, stop it with 'orchestrator stop {run.label}', or start a new run with --fresh",
+    )
+
+
+@contextlib.contextmanager
+def _undone(run: RunFolder, claim: Claim) -> Iterator[None]:
+    """Give the run back where the storage fails."""
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            release_claim(run, claim)
+        raise _no_storage(run, error) from error
+
+
+def _no_storage(run: RunFolder, error: OSError) -> UsageError:
+    return UsageError(
+        f"{run.label} cannot be begun, as {run.folder.uri} cannot be read or written: {error}",
+        "run again when the storage is there and has room, or name another one with --storage",
     )
 
 

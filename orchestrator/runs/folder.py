@@ -45,12 +45,13 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Beat:
-    """`heartbeat.json`: the last sign of life of the driver that holds `claim`."""
+    """`heartbeat.json`: the last sign of life of the driver that holds `claim`, its `count`th."""
 
     time_s: float
     host: str
     pid: int
     claim: int
+    count: int = 0
     attempt: int = 1
     progress: Progress | None = None
 
@@ -127,8 +128,12 @@ class RunFolder:
         self.folder.write_json(RECORD_FILE, asdict(record))
 
     def update_record(self, **changes: Any) -> RunRecord:
-        """Write `run.json` with these fields changed. Only the driver that holds the run may do so."""
-        record = replace(self.read_record() or RunRecord(self.name, self.number), **changes)
+        """Write `run.json` with these fields changed. Only the driver that holds the run may do so.
+
+        Raises OSError where it cannot be read: what it says of the run must not be lost.
+        """
+        facts = self.folder.read_json(RECORD_FILE)
+        record = replace(_from_dict(RunRecord, facts) or RunRecord(self.name, self.number), **changes)
         self.write_record(record)
         return record
 

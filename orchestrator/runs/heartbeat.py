@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from orchestrator.records import Progress
-from orchestrator.runs.claim import Claim, holds, live_claim
+from orchestrator.runs.claim import Claim, holds, lives, newest_claim
 from orchestrator.runs.folder import Beat, RunFolder
 
 _log = logging.getLogger(__name__)
@@ -22,8 +22,9 @@ INTERVAL_S = 2.0
 
 
 def is_alive(run: RunFolder, now_s: float) -> bool:
-    """Whether a driver is at work on the run: its last sign of life is fresh and, on this host, it lives."""
-    return live_claim(run, now_s) is not None
+    """Whether a driver may be at work on the run: only a released claim, or a process that is gone, say no."""
+    newest = newest_claim(run)
+    return newest is not None and lives(run, newest, now_s) is not False
 
 
 class Heartbeat:
@@ -53,6 +54,7 @@ class Heartbeat:
         self._progress = progress
         self._on_stop = on_stop
         self._interval_s = interval_s
+        self._count = 0
         self._told = False
         self._troubled = False
         self._end = threading.Event()
@@ -91,18 +93,29 @@ class Heartbeat:
                 self.lost = True
                 self._tell("another driver has taken over this run")
                 return
+            self._count += 1
             self._run.write_beat(
                 Beat(
-                    time.time(), socket.gethostname(), os.getpid(), self._claim.number,
-                    self.attempt, self._progress(),
+                    time_s=time.time(),
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    claim=self._claim.number,
+                    count=self._count,
+                    attempt=self.attempt,
+                    progress=self._progress(),
                 )
-            )  # fmt: skip
+            )
             if self._run.stop_requested():
                 self._tell("stop requested")
             self._troubled = False
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - a driver whose heart stopped would be replaced while it lives
             if not self._troubled:
-                _log.warning("the heartbeat of %s cannot be written: %s", self._run.label, error)
+                _log.warning(
+                    "the heartbeat of %s cannot be written: %s: %s",
+                    self._run.label,
+                    type(error).__name__,
+                    error,
+                )
             self._troubled = True
 
     def _tell(self, reason: str) -> None:

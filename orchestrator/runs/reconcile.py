@@ -11,43 +11,58 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from orchestrator.records import Verdict
-from orchestrator.runs.claim import live_claim, newest_claim, release_claim, take_claim
-from orchestrator.runs.folder import RunFolder, list_runs
+from orchestrator.runs.claim import Claim, lives, newest_claim, release_claim, silent, take_claim
+from orchestrator.runs.folder import VERDICT_FILE, RunFolder, list_runs
 from orchestrator.storage import Folder
 
 _log = logging.getLogger(__name__)
 
 
-def reconcile(storage: Folder, mark_dead: Callable[[RunFolder, Verdict], None]) -> list[RunFolder]:
+def reconcile(
+    storage: Folder,
+    mark_dead: Callable[[RunFolder, Verdict], None],
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[RunFolder]:
     """Give every dead run without a verdict the verdict FAILED; returns those runs.
 
     `mark_dead` records it in the tracking (and ships what the dead driver left in its journal). The verdict
     is written after it, so where it raises, the next reconcile calls it again for the same run. A run that
-    a driver holds, or takes meanwhile, is not touched.
+    a driver holds, or takes meanwhile, is not touched. Takes some seconds where drivers on other machines seem
+    dead by the clock: they are watched.
     """
-    return [run for run in list_runs(storage) if _close(run, mark_dead)]
-
-
-def _close(run: RunFolder, mark_dead: Callable[[RunFolder, Verdict], None]) -> bool:
     now_s = time.time()
-    if run.read_verdict() is not None or live_claim(run, now_s) is not None:
-        return False
+    open_runs = [run for run in list_runs(storage) if run.read_verdict() is None]
+    claims = [(run, newest_claim(run)) for run in open_runs]
+    alive = [(run, claim is not None and lives(run, claim, now_s)) for run, claim in claims]
+    still = silent([run for run, lives_on in alive if lives_on is None], sleep)
+    dead = [run for run, lives_on in alive if lives_on is False or run in still]
+    return [run for run in dead if _close(run, now_s, mark_dead)]
+
+
+def _close(run: RunFolder, now_s: float, mark_dead: Callable[[RunFolder, Verdict], None]) -> bool:
     verdict = _verdict(run)
-    claim = take_claim(run, now_s)
-    if claim is None:
-        return False
+    claim: Claim | None = None
     try:
-        if run.read_verdict() is not None:
+        claim = take_claim(run, now_s, watched=True)
+        if claim is None or run.folder.exists(VERDICT_FILE):  # one that cannot be read just now counts, too
             return False
-        try:
-            mark_dead(run, verdict)
-        except Exception as error:  # noqa: BLE001 - one run's tracking must not keep the others from their verdict
-            _log.warning("%s is dead, but could not be marked so in the tracking: %s", run.label, error)
-            return False
+        mark_dead(run, verdict)
         run.write_verdict(verdict)
         return True
+    except Exception as error:  # noqa: BLE001 - one run's tracking must not keep the others from their verdict
+        _log.warning("%s is dead, but could not be marked so: %s", run.label, error)
+        return False
     finally:
+        if claim is not None:
+            _release(run, claim)
+
+
+def _release(run: RunFolder, claim: Claim) -> None:
+    try:
         release_claim(run, claim)
+    except OSError as error:  # this process holds it no longer, and that counts once it has ended
+        _log.warning("the claim on %s could not be released: %s", run.label, error)
 
 
 def _verdict(run: RunFolder) -> Verdict:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
 
-from orchestrator.runs.claim import live_claim
+from orchestrator.runs.claim import WATCH_S, lives, newest_claim, signs
 from orchestrator.runs.folder import RunFolder
 
 State = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED", "DEAD"]
@@ -14,15 +15,56 @@ ENDED: frozenset[State] = frozenset({"SUCCEEDED", "FAILED", "STOPPED", "DEAD"})
 
 
 def run_state(run: RunFolder, now_s: float) -> State:
-    """PENDING: a driver is at work but has no progress to tell yet. DEAD: it went without a verdict."""
+    """PENDING: a driver is at work but has no progress to tell yet. DEAD: it went without a verdict.
+
+    From one look, which takes a driver on another machine for dead whose last sign of life is not of this time
+    by this machine's clock: `Onlooker` looks twice.
+    """
+    state, sure = _look(run, now_s)
+    return state if sure else "DEAD"
+
+
+class Onlooker:
+    """Follows a run's state, and trusts no clock: a driver on another machine counts as dead once it has given
+    no sign of life for some seconds of our own.
+
+    `wall` is the time in seconds since the epoch, `steady` one that only goes on.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        *,
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run = run
+        self._wall = wall
+        self._steady = steady
+        self._signs: object = None
+        self._moved_s = steady()
+
+    def state(self) -> State:
+        """As `run_state`; a driver whose clock is not ours counts as alive until it was watched long enough."""
+        state, sure = _look(self._run, self._wall())
+        found = signs(self._run)
+        if found != self._signs:
+            self._signs, self._moved_s = found, self._steady()
+        return state if sure or self._steady() - self._moved_s < WATCH_S else "DEAD"
+
+
+def _look(run: RunFolder, now_s: float) -> tuple[State, bool]:
+    """The state, and whether one look is enough to know it: where not, it holds if the driver is alive."""
     verdict = run.read_verdict()
     if verdict is not None and verdict.status != "RUNNING":
-        return verdict.status
-    claim = live_claim(run, now_s)
-    if claim is None:
-        return "DEAD"
+        return verdict.status, True
+    claim = newest_claim(run)
+    alive = claim is not None and lives(run, claim, now_s)
+    if claim is None or alive is False:
+        return "DEAD", True
     beat = run.read_beat()
-    return "RUNNING" if beat and beat.claim == claim.number and beat.progress else "PENDING"
+    told = beat is not None and beat.claim == claim.number and beat.progress is not None
+    return "RUNNING" if told else "PENDING", alive is not None
 
 
 def describe_run(run: RunFolder) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The folder holds `journal.jsonl` (append only), `state.json` (how far it was shi
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -51,16 +52,21 @@ class Journal:
         self.size_bytes = self._drop_torn_line()
 
     def append(self, op: Op) -> None:
-        """Add an operation; it is on the disk when this returns. Raises TrackingError on a full disk."""
+        """Add an operation; it is on the disk when this returns. Raises TrackingError where the disk is full or
+        gone, or the journal closed: then nothing of the operation was added."""
         line = json.dumps(to_json(op), separators=(",", ":"), default=str).encode() + b"\n"
         with self._appending:
+            if self.closed:
+                raise TrackingError(f"the tracking journal {self._path} is closed")
             try:
+                self._drop_unfinished()
                 written = 0
                 while written < len(line):
                     written += os.write(self._handle, line[written:])
                 os.fsync(self._handle)
             except OSError as error:
-                os.ftruncate(self._handle, self.size_bytes)
+                with contextlib.suppress(OSError):  # else the next call does it, before it writes
+                    self._drop_unfinished()
                 raise TrackingError(
                     f"the tracking journal {self._path} cannot be written: {error}", "make room on that disk"
                 ) from error
@@ -97,9 +103,21 @@ class Journal:
         with (self.folder / "refused.jsonl").open("a") as file:
             file.write(json.dumps({"reason": reason, **entry}, default=str) + "\n")
 
+    @property
+    def closed(self) -> bool:
+        return self._handle < 0
+
     def close(self) -> None:
-        os.close(self._handle)
-        self._lock_file.close()
+        with self._appending:  # the number of a closed file soon means another one
+            handle, self._handle = self._handle, -1
+            if handle >= 0:
+                os.close(handle)
+            self._lock_file.close()
+
+    def _drop_unfinished(self) -> None:
+        """A write that failed in the middle of a line would spoil the next one."""
+        if os.fstat(self._handle).st_size > self.size_bytes:
+            os.ftruncate(self._handle, self.size_bytes)
 
     def _drop_torn_line(self) -> int:
         """A crash inside `append` leaves a last line without its end: nobody was told that it was safe."""

@@ -54,6 +54,7 @@ class Shipper:
         self._interval_s = interval_s
         self.state, self._offset = load_state(journal.folder)
         self._offset = min(self._offset, journal.size_bytes)
+        self._unsaved = False
         self._pending: deque[tuple[Op | None, int]] = deque()
         self._read_offset = self._offset
         self.last_error: SinkUnavailable | None = None
@@ -75,7 +76,7 @@ class Shipper:
 
     def done(self) -> bool:
         """Whether everything in the journal was shipped or put aside."""
-        return self._offset >= self._journal.size_bytes
+        return self._offset >= self._journal.size_bytes and not self._unsaved
 
     def close(self, timeout_s: float) -> bool:
         """Ship the rest within the time, end the thread; True where nothing is left."""
@@ -93,11 +94,12 @@ class Shipper:
                 try:
                     self._ship()
                     failures = 0
-                except SinkUnavailable as error:
+                except (SinkUnavailable, OSError) as error:
                     failures += 1
+                    problem = error if isinstance(error, SinkUnavailable) else self._disk_trouble(error)
                     if self.last_error is None:
-                        _log.warning("tracking is behind, the run goes on: %s", error)
-                    self.last_error = error
+                        _log.warning("tracking is behind, the run goes on: %s", problem)
+                    self.last_error = problem
                 if self._closing.is_set() and (self.done() or time.monotonic() >= self._deadline):
                     return
                 self._pause(failures)
@@ -113,9 +115,16 @@ class Shipper:
             self._nudge.wait(self._interval_s)
             self._nudge.clear()
 
+    def _disk_trouble(self, error: OSError) -> SinkUnavailable:
+        return SinkUnavailable(
+            f"{self._journal.folder} cannot be read or written: {error}", "make room on that disk"
+        )
+
     def _ship(self) -> None:
-        """Ship all there is; raises SinkUnavailable with the rest still pending."""
+        """Ship all there is; raises SinkUnavailable or OSError with the rest still pending."""
         while time.monotonic() < self._deadline:
+            if self._unsaved:
+                self._save(durable=True)
             if not self._pending:
                 self._fill()
             if not self._pending:
@@ -153,19 +162,25 @@ class Shipper:
 
     def _refuse(self, op: Op, end: int, error: SinkRefused) -> None:
         """Cut a refused batch in two, so that only the bad part of it is put aside."""
-        self._pending.popleft()
         parts = halves(op)
         if parts is not None:
+            self._pending.popleft()
             self._pending.extendleft([(parts[1], end), (parts[0], self._offset)])
             return
-        self.refused.append(f"{type(op).__name__}: {error.reason}")
         self._journal.put_aside({"entry": to_json(op)}, error.reason)
+        self._pending.popleft()
+        self.refused.append(f"{type(op).__name__}: {error.reason}")
         self._advance(self.state, end, durable=False)
 
     def _advance(self, state: RunState, offset: int, *, durable: bool) -> None:
-        save_state(self._journal.folder, state, offset, durable=durable)
+        # What was shipped is known from now on, even where it cannot be written down yet.
+        self.state, self._offset, self._unsaved = state, offset, True
+        self._save(durable=durable)
+
+    def _save(self, *, durable: bool) -> None:
+        save_state(self._journal.folder, self.state, self._offset, durable=durable)
         with self._changed:
-            self.state, self._offset, self.last_error = state, offset, None
+            self._unsaved, self.last_error = False, None
             self._changed.notify_all()
 
     def _fill(self) -> None:

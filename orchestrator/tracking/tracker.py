@@ -35,6 +35,7 @@ from orchestrator.tracking.ops import (
     LogMetrics,
     LogModel,
     LogParams,
+    Op,
     SetTags,
     Sink,
     StartRun,
@@ -42,6 +43,7 @@ from orchestrator.tracking.ops import (
 from orchestrator.tracking.shipper import Shipper
 
 _log = logging.getLogger(__name__)
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 class Tracker:
@@ -115,7 +117,7 @@ class Tracker:
         with self._lock:
             self._key = self._key or f"{start.run_name}.{uuid.uuid4().hex[:16]}"
             tags = {str(name): str(value)[:MAX_TAG] for name, value in start.tags.items()}
-            self._journal.append(
+            self._record(
                 replace(
                     start, tags=tags, params=flatten_params(start.params), key=self._key, time_ms=_now_ms()
                 )
@@ -128,6 +130,7 @@ class Tracker:
         A point is left out where its step is not above the last recorded one of its key: a resumed run
         repeats steps. Keys are cleaned to what MLflow takes. An infinite value is recorded as NaN, since
         MLflow would draw ±1.8e308; a tag tells which metric was not finite, and where first.
+        Raises TrackingError where they cannot be written now, without waiting: whoever holds them sends them again.
         """
         tags: dict[str, str] = {}
         with self._lock:
@@ -146,12 +149,13 @@ class Tracker:
                         tags.setdefault(name, f"{value} at step {point.step}")
                     value = math.nan
                 kept.append(Point(key, value, point.step, point.timestamp_ms))
-            if kept:
-                self._journal.append(LogMetrics(tuple(kept)))
-                self._last_steps = last_steps
+            # The tags first: points that could not be written come again, but those that were do not.
             if tags:
                 self._journal.append(SetTags(tags))
                 self._non_finite.update(point.key for point in kept if math.isnan(point.value))
+            if kept:
+                self._journal.append(LogMetrics(tuple(kept)))
+                self._last_steps = last_steps
 
     def points(self) -> Iterator[Point]:
         """All points recorded so far, in order, those of earlier attempts included."""
@@ -172,12 +176,12 @@ class Tracker:
         with self._lock:
             self._check_started()
             if points:
-                self._journal.append(LogMetrics(points))
+                self._record(LogMetrics(points))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         with self._lock:
             self._check_started()
-            self._journal.append(SetTags({name: str(value)[:MAX_TAG] for name, value in tags.items()}))
+            self._record(SetTags({name: str(value)[:MAX_TAG] for name, value in tags.items()}))
 
     def set_description(self, markdown: str) -> None:
         """The text that the UI shows above the run."""
@@ -186,33 +190,31 @@ class Tracker:
     def log_params(self, params: Mapping[str, Any]) -> None:
         with self._lock:
             self._check_started()
-            self._journal.append(LogParams(flatten_params(params)))
+            self._record(LogParams(flatten_params(params)))
 
     def log_artifact(self, path: Path, artifact_path: str = "") -> None:
         """Upload a file or a folder's content; it must stay in place until it was shipped."""
         with self._lock:
             self._check_started()
-            self._journal.append(LogArtifact(str(path.resolve()), artifact_path))
+            self._record(LogArtifact(str(path.resolve()), artifact_path))
 
     def log_model(self, model: LogModel) -> None:
         """Log and register a model; its folder must stay in place until it was shipped."""
         paths = tuple(str(Path(path).resolve()) for path in model.code_paths)
         with self._lock:
             self._check_started()
-            self._journal.append(
-                replace(model, model_dir=str(Path(model.model_dir).resolve()), code_paths=paths)
-            )
+            self._record(replace(model, model_dir=str(Path(model.model_dir).resolve()), code_paths=paths))
 
     def log_dataset(self, dataset: LogDataset) -> None:
         """Record what data the run used."""
         with self._lock:
             self._check_started()
-            self._journal.append(dataset)
+            self._record(dataset)
 
     def end_run(self, status: Status) -> None:
         with self._lock:
             self._check_started()
-            self._journal.append(EndRun(status, _now_ms()))
+            self._record(EndRun(status, _now_ms()))
 
     def wait_for_run(self, timeout_s: float) -> str | None:
         """The MLflow run's id, once the server answered within the time."""
@@ -226,6 +228,19 @@ class Tracker:
     def close(self, timeout_s: float = 30.0) -> bool:
         """Ship the rest and end. True: all shipped; False: the rest stays in the journal for next time."""
         return self._shipper.close(timeout_s)
+
+    def _record(self, op: Op) -> None:
+        """Append what is said once only; a full disk, or one that is gone, gets a little time to come back."""
+        for pause_s in _PAUSES_S:
+            try:
+                self._journal.append(op)
+                return
+            except TrackingError as error:
+                if self._journal.closed:
+                    raise
+                _log.warning("%s; trying again in %g s", error.reason, pause_s)
+                time.sleep(pause_s)
+        self._journal.append(op)
 
     def _check_started(self) -> None:
         if not self._started:

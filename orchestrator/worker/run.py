@@ -73,11 +73,16 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
         link.fail(failure_of(error, rank=link.rank, attempt=link.attempt, hide=hide))
         raise
     finally:
-        link.close()
+        if not link.close():
+            _log.warning(
+                "rank %d: %d metric points did not reach the driver", link.rank, len(link.unacknowledged())
+            )
 
 
 def _run(task: WorkerTask, link: WorkerLink, run: RunFolder, store: CheckpointStore) -> str:
     spec = task.spec
+    if link.rank == 0:
+        store.sweep()
     prepared = Prepared.load(Folder.at(task.prepared_uri), spec.data.iterate)
     initial = placed_weights(run.init, run.local / "init") if spec.init_from is not None else None
     recipe = build_recipe(spec, prepared, initial)

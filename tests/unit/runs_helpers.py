@@ -14,6 +14,9 @@ from orchestrator.runs.identity import Identity, identify
 from orchestrator.spec.job import JobSpec
 from orchestrator.storage import Folder
 
+NO_PROCESS = 2**22 + 1
+"""More than Linux ever gives."""
+
 HALFWAY = Progress(
     epoch=3, max_epochs=6, step=120, max_steps=240, samples_per_s=3120, train_loss=0.123, eta_s=12
 )
@@ -47,11 +50,11 @@ def beat(run: RunFolder, *, ago_s: float = 0.0, progress: Progress | None = HALF
 
 
 def kill(run: RunFolder) -> None:
-    """Make the newest claim one of a driver on another host that has been silent for ten minutes."""
-    rewrite_claim(run, host="elsewhere", since_s=time.time() - 600)
+    """Make the newest claim one of a process that is no more, and has been silent for ten minutes."""
+    rewrite_claim(run, pid=NO_PROCESS, since_s=time.time() - 600)
     beat_ = run.read_beat()
     if beat_ is not None:
-        run.write_beat(replace(beat_, time_s=time.time() - 600, host="elsewhere"))
+        run.write_beat(replace(beat_, time_s=time.time() - 600, pid=NO_PROCESS))
 
 
 def rewrite_claim(run: RunFolder, **changes: Any) -> Claim:

@@ -60,6 +60,7 @@ def test_saved_listed_damaged_and_pruned_in_a_bucket(bucket: Folder) -> None:
     (bucket / "step-000000004").write_bytes(STATE, data)
     assert store.uncommitted() == ["step-000000003", "step-000000004"]
     store.begin_attempt()
+    store.sweep()
     assert [folder.path.rpartition("/")[2] for folder in bucket.folders()] == ["step-000000002"]
     with pytest.raises(CheckpointError, match="a newer attempt has begun"):
         _finish_late(saver)

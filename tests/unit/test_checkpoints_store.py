@@ -138,6 +138,7 @@ def test_what_interrupted_saves_left_is_swept_by_the_next_attempt(tmp_path: Path
         (half / name).write_bytes(b"half")
     assert store.uncommitted() == ["step-000000002"]
     store.begin_attempt()
+    store.sweep()
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["attempt.json", "step-000000001/manifest.json", "step-000000001/state.pt"]
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +15,9 @@ from orchestrator.errors import UsageError
 from orchestrator.records import Verdict
 from orchestrator.runs.choose import Choice
 from orchestrator.runs.claim import holds, live_claim, release_claim, take_claim
+from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.heartbeat import is_alive
+from orchestrator.runs.process import process_start
 from orchestrator.storage import Folder
 from tests.unit.runs_helpers import beat, identity_of, kill, make_spec, rewrite_claim, start
 
@@ -130,20 +135,27 @@ def test_a_live_run_is_refused_with_its_holder_and_a_hint(storage: Folder) -> No
     assert start(storage, resume="1").resumed
 
 
-def test_life_is_a_fresh_sign_and_on_this_host_the_very_process(storage: Folder) -> None:
+def test_on_its_own_machine_the_very_process_tells(storage: Folder) -> None:
     run = start(storage).run
-    assert is_alive(run, time.time())
-    beat(run, ago_s=29)
-    assert is_alive(run, time.time())
-    beat(run, ago_s=31)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        rewrite_claim(run, pid=other.pid, start=process_start(other.pid))
+        for ago_s in (0.0, 3600.0, -3600.0):
+            beat(run, ago_s=ago_s)
+            assert live_claim(run, time.time()) is not None
+        rewrite_claim(run, start="12345")  # the number belongs to another process now
+        beat(run)
+        assert live_claim(run, time.time()) is None
+        rewrite_claim(run, start=process_start(other.pid))
+        other.communicate(b"\n")
+    assert live_claim(run, time.time()) is None
     assert not is_alive(run, time.time())
-    beat(run)
-    rewrite_claim(run, pid_created_s=12345.0)  # the number belongs to another process now
-    assert not is_alive(run, time.time())
-    rewrite_claim(run, pid=2**22 + 1)
-    assert not is_alive(run, time.time())
-    rewrite_claim(run, host="elsewhere")  # its processes cannot be seen from here
-    assert is_alive(run, time.time())
+
+
+def test_a_claim_that_this_process_no_longer_holds_is_free(storage: Folder) -> None:
+    choice = start(storage)
+    release_claim(choice.run, choice.claim)
+    rewrite_claim(choice.run, released=False)  # as if the storage had not taken it
+    assert start(storage).run == choice.run
 
 
 def test_a_claim_being_written_counts_as_alive_and_gets_old(storage: Folder) -> None:
@@ -152,9 +164,53 @@ def test_a_claim_being_written_counts_as_alive_and_gets_old(storage: Folder) -> 
     (run.claims / "2").create()
     now_s = time.time()
     assert take_claim(run, now_s) is None
-    later = take_claim(run, now_s + 60)
+    later = take_claim(run, now_s + 60, sleep=lambda seconds: None)
     assert later is not None
     assert later.number == 3
+
+
+def test_a_claim_that_cannot_be_written_is_taken_back(
+    storage: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = start(storage)
+    release_claim(choice.run, choice.claim)
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write_json", _full_disk)
+        with pytest.raises(UsageError, match="No space left on device"):
+            start(storage)
+    assert start(storage).run == choice.run
+
+
+def test_a_record_that_cannot_be_read_is_not_written_anew(
+    storage: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = start(storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read_bytes", _gone)
+        with pytest.raises(OSError, match="Input/output error"):
+            choice.run.update_record(attempts=3)
+    record = choice.run.read_record()
+    assert record is not None
+    assert record.identity == identity_of(make_spec()).to_dict()
+
+
+def test_a_run_whose_record_cannot_be_written_can_be_resumed_later(
+    storage: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end(start(storage), STOPPED)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_record", _full_disk)
+        with pytest.raises(UsageError, match="No space left on device"):
+            start(storage)
+    assert start(storage).run.number == 1
+
+
+def _full_disk(*args: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _gone(*args: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_of_many_drivers_only_one_takes_over_a_dead_run(storage: Folder) -> None:

@@ -59,7 +59,8 @@ def evaluate(
 
     The loss is weighted as in training: (sum of losses) / (sum of weights) over all ranks. All ranks call the
     model equally often, as a sharded model needs it: a rank without rows left takes part with one row that
-    counts nothing. `detailed` adds what pictures show: the confusion matrix of classes, or the predictions of
+    counts nothing. All take rank 0's buffers first: batch statistics differ from rank to rank, and those of rank 0
+    are what is saved. `detailed` adds what pictures show: the confusion matrix of classes, or the predictions of
     a regression. `precision` is that of the forward pass, by default fp32. `on_batch` is called with each batch.
     """
     num_rows, num_ranks = part.num_rows, collectives.world_size()
@@ -81,6 +82,7 @@ def evaluate(
         rows = order.batch(k)
         return Wanted(rows, [rows if len(rows) else np.zeros(1, dtype=np.int64)])
 
+    collectives.share_tensors(model.buffers())
     model.eval()
     with feed(
         part,

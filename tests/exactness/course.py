@@ -1,0 +1,191 @@
+"""Runs whose workers are killed again and again, until they are done."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.records import Progress
+from orchestrator.runners.desk import Desk
+from orchestrator.runs.folder import RunFolder
+from orchestrator.spec import JobSpec
+from orchestrator.tracking.memory import MemorySink
+from orchestrator.tracking.ops import StartRun
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.worker import WorkerTask, build_recipe
+from tests.exactness.group import Group, wait
+
+Aim = Literal["start", "any time", "save begun", "saved", "end"]
+Hit = Literal["starting", "training", "saving", "finishing"]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """The end of an attempt: what was aimed at, and what was going on at that moment. Without a rank all workers
+    were asked to save and end."""
+
+    attempt: int
+    world_size: int
+    rank: int | None
+    aim: Aim
+    hit: Hit
+    step: int
+    """How far the attempt was known to be."""
+
+
+@dataclass
+class Course:
+    """One run, over all its attempts."""
+
+    spec: JobSpec
+    run: RunFolder
+    prepared: Prepared
+    sink: MemorySink = field(default_factory=MemorySink)
+    kills: list[Kill] = field(default_factory=list)
+    world_sizes: list[int] = field(default_factory=list)
+    """Of the attempts so far."""
+    seconds: float = 0.0
+    """That the last attempt took."""
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder.local_path()
+
+    @property
+    def total_steps(self) -> int:
+        return build_recipe(self.spec, self.prepared).total_steps
+
+    def tracker(self) -> Tracker:
+        """As a driver opens it, on the journal that the drivers before it left."""
+        tracker = Tracker.open(self.folder / "tracking", self.sink, interval_s=0.05)
+        tracker.start_run(StartRun(experiment="exactness", run_name=self.run.label))
+        return tracker
+
+    def go(
+        self,
+        world_sizes: Iterator[int],
+        draw: random.Random,
+        *,
+        kills: int = 0,
+        stops: float = 0.0,
+        typical_s: float = 1.0,
+    ) -> Course:
+        """Attempt after attempt until the run is done, each with the next world size, the first `kills` of them
+        killed (the share `stops` of them: stopped). An undisturbed attempt takes about `typical_s`."""
+        tracker, done = self.tracker(), False
+        while not done:
+            began_s = time.monotonic()
+            desk = Desk(tracker.log_points)
+            if len(self.kills) < kills:
+                done = self._disturbed(desk, next(world_sizes), draw, stops, typical_s)
+            else:
+                group = self._group(desk, next(world_sizes))
+                done = _ended(group)
+            self.seconds = time.monotonic() - began_s
+            if draw.random() < 0.3:  # the driver is lost too
+                tracker.close(0.0)
+                tracker = self.tracker()
+        assert tracker.close(30.0)
+        return self
+
+    def _group(self, desk: Desk, world_size: int) -> Group:
+        self.world_sizes.append(world_size)
+        task = WorkerTask(self.spec, self.run, str(self.prepared.folder), [])
+        return Group(task, world_size, self.folder / "attempts" / str(len(self.world_sizes)), desk)
+
+    def _disturbed(
+        self, desk: Desk, world_size: int, draw: random.Random, stops: float, typical_s: float
+    ) -> bool:
+        """One attempt that is killed or stopped; whether it had come to its end before."""
+        saves = _Saves(self.run, self.total_steps)
+        aim, strike = _aim(draw, typical_s, saves, 1 - saves.newest_step / self.total_steps)
+        group = self._group(desk, world_size)
+        if not wait(group, strike):
+            return _ended(group)
+        hit, step = _hit(saves, desk.progress), desk.progress.step if desk.progress else 0
+        rank = draw.randrange(world_size) if draw.random() >= stops else None
+        self.kills.append(Kill(len(self.world_sizes), world_size, rank, aim, hit, step))
+        if rank is None:
+            desk.request_stop()
+            _ended(group)
+            return self.run.read_result() is not None
+        group.kill(rank)
+        # The others go on, until the runner ends them too.
+        time.sleep(draw.choice([0.0, draw.uniform(0.0, 0.2)]))
+        group.kill_all()
+        return False
+
+
+def _ended(group: Group) -> bool:
+    wait(group)
+    group.kill_all()
+    assert group.completed(), group.printed()
+    return True
+
+
+class _Saves:
+    """What happens to a run's checkpoints from now on."""
+
+    def __init__(self, run: RunFolder, total_steps: int) -> None:
+        self._folder = run.checkpoints.local_path()
+        self._last = f"step-{total_steps:09d}"
+        self._old = self._folders()
+        self.begun: set[str] = set()
+        self.committed: set[str] = set()
+
+    def look(self) -> _Saves:
+        """Note which were begun, and which of these were committed. Those removed since still count."""
+        self.begun |= self._folders() - self._old
+        self.committed |= {name for name in self.begun if (self._folder / name / "manifest.json").exists()}
+        return self
+
+    @property
+    def ended(self) -> bool:
+        return (self._folder / self._last / "manifest.json").exists()
+
+    @property
+    def newest_step(self) -> int:
+        return max((int(name.removeprefix("step-")) for name in self._folders()), default=0)
+
+    def _folders(self) -> set[str]:
+        return {path.name for path in self._folder.glob("step-*")}
+
+
+def _aim(draw: random.Random, typical_s: float, saves: _Saves, left: float) -> tuple[Aim, Callable[[], bool]]:
+    """When to strike: what is aimed at, and whether the moment has come. The share `left` of the run is to be
+    done, beside starting and finishing, which take half of the `typical_s`."""
+    aim: Aim = draw.choice(get_args(Aim))
+    number = draw.randint(1, max(1, round(5 * left)))
+    typical_s *= 0.5 + 0.5 * left
+    delay_s = draw.choice([0.0, draw.uniform(0.0, 0.003), draw.uniform(0.0, 0.03)])
+    moment_s = time.monotonic() + draw.uniform(0.0, 0.3 if aim == "start" else 0.9) * typical_s
+    events: dict[Aim, Callable[[], bool]] = {
+        "start": lambda: time.monotonic() >= moment_s,
+        "any time": lambda: time.monotonic() >= moment_s,
+        "save begun": lambda: len(saves.look().begun) >= number,
+        "saved": lambda: len(saves.look().committed) >= number,
+        "end": lambda: saves.ended,
+    }
+    came_s: list[float] = []
+
+    def strike() -> bool:
+        if not came_s and events[aim]():
+            came_s.append(time.monotonic())
+        return bool(came_s) and time.monotonic() >= came_s[0] + delay_s
+
+    return aim, strike
+
+
+def _hit(saves: _Saves, progress: Progress | None) -> Hit:
+    """What is going on at this moment, as far as can be told from outside."""
+    saves.look()
+    if saves.begun - saves.committed:
+        return "saving"
+    if saves.ended:
+        return "finishing"
+    return "starting" if progress is None or progress.phase == "starting" else "training"

@@ -1,0 +1,28 @@
+"""The number of workers changes at random moments, and every sample is used as if it never had."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+from orchestrator.runs.folder import RunFolder
+from orchestrator.storage import Folder
+from tests.exactness.cases import ELASTIC, case, prepared_case
+from tests.exactness.compare import deviations
+from tests.exactness.course import Course
+from tests.exactness.group import warm_up
+
+
+def test_other_numbers_of_workers_use_the_same_samples_in_the_same_steps(tmp_path: Path) -> None:
+    warm_up()
+    spec = case(ELASTIC)
+    prepared = prepared_case(spec, tmp_path)
+    draw = random.Random(5)
+    undisturbed, elastic = (
+        Course(spec, RunFolder(Folder.at(tmp_path), spec.name, number), prepared) for number in (1, 2)
+    )
+    undisturbed.go(itertools.repeat(1), draw)
+    elastic.go(iter([2, 4, 3]), draw, kills=2, stops=0.5, typical_s=undisturbed.seconds)
+    assert len(elastic.world_sizes) > 1
+    assert deviations(undisturbed, elastic, rows=328) == [], elastic.kills
