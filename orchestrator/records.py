@@ -34,6 +34,14 @@ class Progress:
     val_loss: float | None = None
     eta_s: float | None = None
     phase: Literal["starting", "training", "evaluating", "saving", "finishing"] = "training"
+    step_seconds: float = 0.0
+    """This attempt's time in optimizer steps."""
+    stall_s: float = 0.0
+    """This attempt's time that training waited for checkpoints."""
+    saved_step: int = 0
+    """Of the newest committed checkpoint."""
+    started_step: int = 0
+    """Where this attempt began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,8 @@ class Failure:
     traceback: str = ""
     host: str = ""
     exit_code: int = 1
+    node: str = ""
+    """Ray's id of the node that the rank was on; filled in by the driver."""
 
 
 @dataclass(frozen=True, slots=True)
