@@ -10,8 +10,8 @@ from __future__ import annotations
 import statistics
 import threading
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from orchestrator.errors import Cause
@@ -28,6 +28,15 @@ from orchestrator.recovery.timeline import (
 
 _Notes = TypeVar("_Notes", AttemptNotes, DriverNotes)
 _WORTH_SHARE, _WORTH_S = 0.05, 1.0
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a ledger comes to: the figures, one line on them (or none), and the attempts as rows of a table."""
+
+    figures: Mapping[str, float] = field(default_factory=dict)
+    summary: str = ""
+    attempts: Sequence[Mapping[str, Any]] = ()
 
 
 class Ledger:
@@ -168,6 +177,9 @@ class Ledger:
                 }
             )
         return rows
+
+    def account(self, now_s: float) -> Account:
+        return Account(self.figures(now_s), self.summary(now_s), self.attempts())
 
     def to_dict(self, now_s: float) -> dict[str, Any]:
         """The ledger up to now as plain values, for a later driver."""

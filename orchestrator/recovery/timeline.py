@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 PLANNED = "resize"
 """What a restart is put down to that was no fault."""
+UNSAVED = "not saved"
+"""What steps are put down to that a later driver repeats, where no fault is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +131,9 @@ def _work(
     parts.stall += stall_s
     parts.other += seconds - steps_s - stall_s
     if repeated:
-        # Steps of an attempt that ended well are repeated where its last checkpoint was damaged.
+        # Steps of an attempt that no fault ended: it had no time to save them, or the checkpoint was damaged.
         planned = following is not None and following.driver == note.driver
-        cause = note.cause or (PLANNED if planned else "hardware")
+        cause = note.cause or (PLANNED if planned else UNSAVED)
         parts.wasted_steps += repeated
         parts.wasted_by[cause] = parts.wasted_by.get(cause, 0.0) + wasted_s
 

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.monitor.log_copy import copied_log
 from orchestrator.monitor.progress_lines import format_verdict
 from orchestrator.monitor.rank_log import rank_log
 from orchestrator.records import Verdict
 from orchestrator.runners import verdicts
 from orchestrator.runners.books import close_books, journal_folder
+from orchestrator.runners.chronicle import Chronicle
 from orchestrator.runners.environment import environment
 from orchestrator.runners.job import Job, resolve_job, search_paths
 from orchestrator.runners.preparing import prepare_data
@@ -41,6 +43,7 @@ from orchestrator.runs.claim import release_claim
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.identity import identify
+from orchestrator.runs.logs import log_attempts
 from orchestrator.tracking.links import run_link, ui_base
 from orchestrator.tracking.tracker import Tracker
 
@@ -79,14 +82,18 @@ def run_job(
         run = choice.run
         watch.heartbeat = Heartbeat(run, choice.claim, watch.last_progress, watch.ask_to_stop)
         stack.enter_context(watch.heartbeat)
-        stack.enter_context(rank_log(_log_file(run), watch.redact, printed=False))
+        logs, name = run.local / "logs", _log_name(run)
+        stack.enter_context(copied_log(logs, run.logs, name))
+        stack.enter_context(rank_log(logs / name, watch.redact, printed=False))
         watch.say(choice.why)
         for line in (prepared.manifest.summary(), *notable(prepared.folder)):
             watch.say(line)
         tracker = _open_tracker(job, run)
+        watch.chronicle = Chronicle(run, tracker, watch.redact, began_s=began)
+        watch.heartbeat.keep = watch.chronicle.keep
         record_data(tracker, loaded, run, prepared)
         with stop_signals(watch.ask_to_stop):
-            verdict = _execute(job, run, prepared, tracker, watch)
+            verdict = _execute(job, run, prepared, watch)
         result = _conclude(job, run, prepared, tracker, verdict, time.monotonic() - began, watch)
     for line in close_books(job.storage, now_s=time.time()):
         watch.say(line)
@@ -160,7 +167,7 @@ def _open_tracker(job: Job, run: RunFolder) -> Tracker:
     return tracker
 
 
-def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, watch: Watch) -> Verdict:
+def _execute(job: Job, run: RunFolder, prepared: Prepared, watch: Watch) -> Verdict:
     """Train; whatever happens becomes a verdict."""
     from orchestrator.data.preparing.prepare import prepared_folder
     from orchestrator.runners.desk import Desk
@@ -168,7 +175,9 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, wat
     from orchestrator.worker import WorkerTask
 
     began = time.monotonic()
-    watch.desk = desk = Desk(tracker.log_points, watch.show, watch.say)
+    chronicle = watch.chronicle
+    assert chronicle is not None
+    watch.desk = desk = Desk(chronicle.log_points, watch.show, watch.say)
     if watch.stop is not None:
         desk.request_stop()
     prepared_uri = prepared_folder(job.storage, prepared.manifest.key).uri
@@ -181,6 +190,7 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, wat
 
             status = run_ray_train(task, desk, embedded=job.embedded)
     except KeyboardInterrupt:
+        chronicle.attempt_ended("killed")
         return verdicts.stopped("killed", 130, _saved_step(task))
     except Exception as error:  # noqa: BLE001 - whatever ends a run becomes its verdict
         for failure in desk.failures:
@@ -189,8 +199,12 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, wat
             )
         _log.info("the run ended", exc_info=error)
         if watch.stop is not None:
+            chronicle.attempt_ended("killed")
             return verdicts.stopped(*watch.stop, _saved_step(task))
-        return _hidden(verdicts.failed(error, desk.failures, getattr(error, "failure", None)), watch.redact)
+        verdict = verdicts.failed(error, desk.failures, getattr(error, "failure", None))
+        chronicle.attempt_failed(verdicts.as_failure(verdict, desk.failures), failures=desk.failures)
+        return _hidden(verdict, watch.redact)
+    chronicle.attempt_ended(status)
     if status == "completed":
         return verdicts.succeeded((run.read_result() or {}).get("metrics", {}), time.monotonic() - began)
     return verdicts.stopped(*(watch.stop or ("stopped", 143)), _saved_step(task))
@@ -200,12 +214,9 @@ def _hidden(verdict: Verdict, redact: Callable[[str], str]) -> Verdict:
     return replace(verdict, reason=redact(verdict.reason), mend=redact(verdict.mend))
 
 
-def _log_file(run: RunFolder) -> Path:
-    """The driver's log, beside those of the attempt that its workers are about to begin."""
-    attempts = [
-        int(name.removeprefix("attempt-")) for name in run.logs.names() if name.startswith("attempt-")
-    ]
-    return run.local / "logs" / f"attempt-{max(attempts, default=0) + 1}" / "driver.log"
+def _log_name(run: RunFolder) -> str:
+    """The driver's log among the run's logs, beside those of the attempt that its workers are about to begin."""
+    return f"attempt-{max(log_attempts(run), default=0) + 1}/driver.log"
 
 
 def _saved_step(task: WorkerTask) -> int:
@@ -230,11 +241,14 @@ def _conclude(
     """
     if watch.heartbeat is not None and watch.heartbeat.lost:
         raise OrchestratorError(f"another driver has taken over {run.label}", "this one ends")
-    attempts = watch.desk.attempt if watch.desk else 0
+    chronicle = watch.chronicle
+    assert chronicle is not None
     _log.info("%s", format_verdict(verdict, run.label))
     run.write_verdict(verdict)
     watch.say("recording the run in MLflow")
-    record_end(tracker, job.loaded, run, verdict, prepared.manifest, seconds)
+    chronicle.close()
+    account = chronicle.account()
+    record_end(tracker, job.loaded, run, verdict, prepared.manifest, seconds, account)
     shipped = tracker.close(_TRACKING_PATIENCE_S)
     if not shipped:
         watch.say(
@@ -243,7 +257,7 @@ def _conclude(
         )
     for refusal in tracker.refused:
         watch.say(f"MLflow refused: {refusal}")
-    run.update_record(mlflow_run_id=tracker.run_id, attempts=attempts)
+    chronicle.keep()
     result = run.read_result() or {}
     checkpoint = result.get("checkpoint")
     link = None
@@ -261,4 +275,5 @@ def _conclude(
         tracking_uri=job.tracking_uri,
         link=link,
         seconds=seconds,
+        goodput=account.summary,
     )
