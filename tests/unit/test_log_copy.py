@@ -116,16 +116,15 @@ def test_storage_that_fails_is_tried_again_and_disturbs_nobody(
 def test_the_end_does_not_wait_long_for_storage_that_hangs(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released, left = threading.Event(), threading.Event()
+    block_left, answers = threading.Event(), []
     monkeypatch.setattr(log_copy, "LAST_S", 0.05)
-    monkeypatch.setattr(Folder, "write_bytes", lambda *_: released.wait(30) and None)
+    monkeypatch.setattr(Folder, "write_bytes", lambda *_: answers.append(block_left.wait(30)))
     write(run, "attempt-1/rank-0.log", "x")
     with copied_log(run.local / "logs", run.logs, "attempt-1/rank-0.log"):
         pass
-    left.set()
-    assert left.is_set()
-    assert not released.is_set()
-    released.set()
+    block_left.set()
+    wait_until(lambda: bool(answers))
+    assert answers == [True]  # the storage still hung when the block was left
 
 
 def test_a_log_in_a_folder_of_this_machine_is_left_alone(tmp_path: Path) -> None:
