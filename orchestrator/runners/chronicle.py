@@ -46,6 +46,7 @@ class Chronicle:
         self._lock = threading.Lock()
         self._attempt = 0
         self._over = 0
+        self._world_size = 0
         self._progress: Progress | None = None
         self._metrics: dict[str, float] = {}
         self._keeping = threading.Lock()
@@ -59,9 +60,13 @@ class Chronicle:
         self._tracker.log_points(points)
         self._metrics |= {point.key: point.value for point in points}
 
-    def attempt_began(self, attempt: int, world_size: int = 0) -> None:
-        """An attempt is at work. May be called again, as when its world size becomes known."""
-        self._ledger.attempt_began(attempt, self._clock(), world_size=world_size)
+    def workers_ready(self, world_size: int) -> None:
+        """So many workers will work on the next attempt, whose number they will tell."""
+        self._world_size = world_size
+
+    def attempt_began(self, attempt: int) -> None:
+        """An attempt is at work. Nothing happens where that is known."""
+        self._ledger.attempt_began(attempt, self._clock(), world_size=self._world_size)
         with self._lock:
             self._attempt = max(self._attempt, attempt)
 
@@ -83,24 +88,26 @@ class Chronicle:
         culprit: Failure,
         how: str = "",
         *,
-        failures: Sequence[Failure] = (),
+        time_known: bool = True,
+        failures: Iterable[Failure] = (),
         stacks: Mapping[int, str] | None = None,
         nodes: Iterable[object] = (),
-    ) -> None:
+    ) -> bool:
         """The newest attempt failed: note it, and let its post-mortem and its logs be recorded in the background.
 
-        `how` are a few words, as `worker killed` (by default the cause); `failures` are all that was reported, of
-        any attempt, `stacks` come by rank, `nodes` are dataclasses or plain values. Nothing happens where the
-        attempt is over already, or none has begun.
+        `how` are a few words, as `worker killed` (by default the cause); `time_known` tells whether the culprit's
+        `time_s` is when it happened, not when it was noticed. `failures` are all that was reported, of any attempt,
+        `stacks` come by rank, `nodes` are dataclasses or plain values. False, and nothing happens, where the attempt
+        is over already or no worker has told its number yet.
         """
         attempt = self._end()
         if attempt is None:
-            return
+            return False
         now_s = self._clock()
-        fault_s = now_s - max(0.0, time.time() - culprit.time_s) if culprit.time_s else None
+        fault_s = now_s - max(0.0, time.time() - culprit.time_s) if culprit.time_s and time_known else None
         self._ledger.attempt_ended(culprit.cause, now_s, how=how, fault_s=fault_s)
         progress, metrics = self._progress, dict(self._metrics)
-        reported = [failure for failure in failures if failure.attempt == attempt] or [culprit]
+        reported = [failure for failure in failures if failure.attempt in (0, attempt)] or [culprit]
         given_stacks, given_nodes, rows = dict(stacks or {}), list(nodes), self._ledger.attempts()
 
         def record() -> None:
@@ -121,6 +128,7 @@ class Chronicle:
             record_logs(self._tracker, self._run, attempt)
 
         self._later(record)
+        return True
 
     def keep(self) -> None:
         """Write down what a later driver and onlookers need: now and then, and whenever an attempt has ended.

@@ -83,14 +83,16 @@ def test_a_failed_attempt_is_recorded_at_once(run: RunFolder, tracker: Tracker, 
     chronicle = Chronicle(run, tracker, lambda text: text, began_s=990.0, clock=clock)
     logs = run.attempt_logs(1).create()
     logs.write_bytes("rank-1.log", b"last words\n")
-    chronicle.attempt_began(1, 2)
+    chronicle.workers_ready(2)
+    assert not chronicle.attempt_failed(KILLED, "before it had a number")
+    chronicle.attempt_began(1)
     chronicle.log_points([Point("train/loss", 0.25, 7, 1)])
     clock.now_s += 20
     chronicle.heard(1, at(10, 15.0, saved=5))
     clock.now_s += 2
     other = Failure(rank=0, attempt=2, time_s=0.0, error="of another attempt", cause="data")
-    chronicle.attempt_failed(KILLED, "worker killed", failures=[KILLED, other], stacks={0: "frames"})
-    chronicle.attempt_failed(KILLED, "told twice")
+    assert chronicle.attempt_failed(KILLED, "worker killed", failures=[KILLED, other], stacks={0: "frames"})
+    assert not chronicle.attempt_failed(KILLED, "told twice")
     chronicle.close()
     found = recorded(sink, tracker)
     assert found.status == "RUNNING"
@@ -114,7 +116,7 @@ def test_a_failed_attempt_is_recorded_at_once(run: RunFolder, tracker: Tracker, 
     assert [failure["error"] for failure in bundle.read_json("verdict.json")["failures"]] == [KILLED.error]
 
     clock.now_s += 3
-    chronicle.attempt_began(2, 1)
+    chronicle.workers_ready(1)
     chronicle.heard(1, at(99, 99.0))  # a letter that was long under way
     clock.now_s += 2
     chronicle.heard(2, at(6, 1.0, started=5))
