@@ -20,8 +20,9 @@ FIRST_S, EVERY_S = 5.0, 30.0
 """When a log is copied first, and how often from then on where it has changed."""
 REST = 10
 """A copy that takes long is made more seldom: after as many times the time it took."""
-LAST_S = 15.0
-"""How long the end of the block may wait for the last copy."""
+LAST_S, HURRY_S = 15.0, 0.5
+"""How long the end of the block may wait for the last copy, and where an exception ends it: others wait for that
+process to be free again, and the copy goes on beside whatever it does next."""
 TRIES, AGAIN_S = 3, 1.0
 MOST_BYTES, HEAD_BYTES = 32 << 20, 1 << 20
 """Of a longer log the beginning and the end are copied: an object in a bucket can only be written anew as a whole."""
@@ -57,11 +58,13 @@ def copied_log(
 
     thread = threading.Thread(target=copy_on, name="log-copy", daemon=True)
     thread.start()
+    patience_s = HURRY_S
     try:
         yield
+        patience_s = LAST_S
     finally:
         end.set()
-        thread.join(LAST_S)
+        thread.join(patience_s)
 
 
 class _Copier:

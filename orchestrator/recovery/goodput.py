@@ -211,8 +211,11 @@ class Ledger:
 
 def _heard(note: AttemptNotes, progress: Progress, passed_s: float) -> AttemptNotes:
     """The notes with what an attempt told."""
-    if progress.phase in ("starting", "finishing"):  # these tell no steps
+    if progress.phase == "starting":
         return replace(note, heard_s=passed_s)
+    if progress.phase == "finishing":  # by then all steps are told, but not all saves
+        saved_step, stall_s = max(note.saved_step, progress.saved_step), max(note.stall_s, progress.stall_s)
+        return replace(note, heard_s=passed_s, saved_step=saved_step, stall_s=stall_s)
     started_step, step_seconds = progress.started_step, progress.step_seconds
     if progress.step > started_step and not step_seconds:
         # A train function of the user's own does not say where it began and how long its steps took.
@@ -221,7 +224,7 @@ def _heard(note: AttemptNotes, progress: Progress, passed_s: float) -> AttemptNo
         step_seconds = note.step_seconds + (passed_s - note.heard_s if begun else 0.0)
     first_step_s = note.first_step_s
     if first_step_s is None and progress.step > progress.started_step:
-        first_step_s = max(note.began_s, passed_s - step_seconds - progress.stall_s)
+        first_step_s = passed_s - step_seconds - progress.stall_s
     return replace(
         note,
         heard_s=passed_s,

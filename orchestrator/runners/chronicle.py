@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from orchestrator.records import Failure, Point, Progress
 from orchestrator.recovery.goodput import Account, Ledger
 from orchestrator.runners.postmortem import write_postmortem
-from orchestrator.runners.recording import record_attempts, record_logs
+from orchestrator.runners.recording import ATTEMPTS_TAG, record_attempts, record_logs
 from orchestrator.runs.folder import RunFolder
 from orchestrator.tracking.tracker import Tracker
 
@@ -68,7 +68,9 @@ class Chronicle:
         """An attempt is at work. Nothing happens where that is known."""
         self._ledger.attempt_began(attempt, self._clock(), world_size=self._world_size)
         with self._lock:
-            self._attempt = max(self._attempt, attempt)
+            known, self._attempt = self._attempt, max(self._attempt, attempt)
+        if known < attempt:
+            self._tracker.set_tags({ATTEMPTS_TAG: str(attempt)})
 
     def heard(self, attempt: int, progress: Progress) -> None:
         """An attempt told how far it is. One that nobody announced has begun by that."""

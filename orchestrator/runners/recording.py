@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 MODEL_NAME = "model"
+ATTEMPTS_TAG = "orchestrator.attempts"
+"""Tag with the number of the newest attempt."""
 
 
 def start_of(loaded: LoadedSpec, run: RunFolder, *, identity: str, in_job: bool) -> StartRun:
@@ -90,8 +92,8 @@ def record_data(tracker: Tracker, loaded: LoadedSpec, run: RunFolder, prepared: 
 def record_logs(tracker: Tracker, run: RunFolder, attempt: int) -> None:
     """Record the logs of an attempt as they are now. Raises OSError where the storage does not give them."""
     folder = run.attempt_logs(attempt)
-    own = run.local / "logs" / f"attempt-{attempt}" / "driver.log"  # newer than what was copied of it
-    for name in log_files(folder):
+    own = run.local / "logs" / f"attempt-{attempt}" / "driver.log"  # newer than its copy in remote storage
+    for name in sorted({*log_files(folder), *([own.name] if own.exists() else [])}):
         path = own.parent / name
         if not folder.is_local and not (name == own.name and own.exists()):
             path = run.local / "recorded" / f"attempt-{attempt}" / name
@@ -101,8 +103,7 @@ def record_logs(tracker: Tracker, run: RunFolder, attempt: int) -> None:
 
 
 def record_attempts(tracker: Tracker, run: RunFolder, attempts: Sequence[Mapping[str, Any]]) -> None:
-    """Record the table of a run's attempts, where there was more than one, and how many there were."""
-    tracker.set_tags({"orchestrator.attempts": str(max((row["attempt"] for row in attempts), default=0))})
+    """Record the table of a run's attempts, where there was more than one."""
     if len(attempts) > 1:
         run.local.mkdir(parents=True, exist_ok=True)
         path = run.local / "attempts.json"

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 
@@ -77,7 +78,7 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
         raise
     finally:
         link.close()
-        at_last.close()
+        at_last.__exit__(*sys.exc_info())
 
 
 def _run(task: WorkerTask, link: WorkerLink, run: RunFolder, store: CheckpointStore) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -113,15 +114,20 @@ def test_storage_that_fails_is_tried_again_and_disturbs_nobody(
     assert copied(run, "attempt-1/rank-0.log") == "all the same\n"
 
 
+@pytest.mark.parametrize("failed", [False, True])
 def test_the_end_does_not_wait_long_for_storage_that_hangs(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, failed: bool
 ) -> None:
     block_left, answers = threading.Event(), []
-    monkeypatch.setattr(log_copy, "LAST_S", 0.05)
+    monkeypatch.setattr(log_copy, "HURRY_S" if failed else "LAST_S", 0.05)
     monkeypatch.setattr(Folder, "write_bytes", lambda *_: answers.append(block_left.wait(30)))
     write(run, "attempt-1/rank-0.log", "x")
-    with copied_log(run.local / "logs", run.logs, "attempt-1/rank-0.log"):
-        pass
+    with (
+        contextlib.suppress(KeyError),
+        copied_log(run.local / "logs", run.logs, "attempt-1/rank-0.log"),
+    ):
+        if failed:
+            raise KeyError
     block_left.set()
     wait_until(lambda: bool(answers))
     assert answers == [True]  # the storage still hung when the block was left
