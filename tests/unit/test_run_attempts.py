@@ -11,8 +11,10 @@ import pytest
 
 import orchestrator
 from orchestrator.runners.result import Result
+from orchestrator.storage import Folder
 from orchestrator.tracking import mlflow_sink
 from orchestrator.tracking.memory import MemorySink
+from tests.unit.s3_case import ACCOUNT, s3_server
 
 MODEL = '''
 import os
@@ -44,7 +46,28 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("flaky_once", None)
 
 
-def test_a_failed_attempt_and_the_next_driver(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["local", pytest.param("bucket", marks=pytest.mark.slow)])
+def storage(
+    request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Folder]:
+    if request.param == "local":
+        yield Folder.at(folder / "runs")
+        return
+    with s3_server() as address:
+        variables = {**ACCOUNT, "AWS_ENDPOINT_URL": f"http://{address}", "HOME": str(folder / "node1")}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        Folder.at("s3://bucket?allow_bucket_creation=true").create()
+        yield Folder.at("s3://bucket/runs")
+
+
+def texts(folder: Folder) -> dict[str, str]:
+    return {name: folder.read_bytes(name).decode() for name in folder.names() if "." in name}
+
+
+def test_a_failed_attempt_and_the_next_driver(
+    storage: Folder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sink = MemorySink()
     monkeypatch.setattr(mlflow_sink, "MlflowSink", lambda uri: sink)
     spec: dict[str, Any] = {
@@ -53,7 +76,8 @@ def test_a_failed_attempt_and_the_next_driver(folder: Path, monkeypatch: pytest.
         "model": {"name": "flaky_once:Flaky", "args": {"marker": str(folder / "marker")}},
         "train": {"max_epochs": 2, "global_batch_size": 128},
         "secrets": {"HUSH": "s3cret-value"},
-        "storage": str(folder / "runs"),
+        "storage": storage.uri,
+        "mlflow": {"tracking_uri": f"sqlite:///{folder}/mlflow.db"},
     }
 
     def run() -> Result:
@@ -62,11 +86,16 @@ def test_a_failed_attempt_and_the_next_driver(folder: Path, monkeypatch: pytest.
     first = run()
     assert (first.status, first.exit_code) == ("FAILED", 1)
     (recorded,) = sink.runs.values()
-    bundle = Path(first.folder) / "logs" / "attempt-1" / "postmortem"
-    assert "no luck with ***" in (bundle / "verdict.json").read_text()
-    assert not [path for path in bundle.iterdir() if "s3cret" in path.read_text()]
+    logs = storage / "flaky-1" / "logs" / "attempt-1"
+    bundle = texts(logs / "postmortem")
+    assert "no luck with ***" in bundle["verdict.json"]
+    told = {**bundle, **texts(logs)}
+    assert told.keys() >= {"rank-0.log", "driver.log", "environment.json", "spec.yaml"}
+    assert not [name for name, text in told.items() if "s3cret" in text]
+    assert "no luck with ***" in told["rank-0.log"]
+    assert "verdict: FAILED" in told["driver.log"]
     assert "postmortem/attempt-1/verdict.json" in recorded.artifacts
-    assert "logs/attempt-1/rank-0.log" in recorded.artifacts
+    assert recorded.artifacts >= {"logs/attempt-1/rank-0.log", "logs/attempt-1/driver.log"}
     assert recorded.tags["orchestrator.attempts"] == "1"
     second = run()
     assert (second.status, second.run) == ("SUCCEEDED", "flaky-1")
