@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from orchestrator.records import Failure, Point, Progress
 from orchestrator.recovery.goodput import Account, Ledger
@@ -42,6 +43,7 @@ class Chronicle:
     ) -> None:
         self._run, self._tracker, self._redact, self._clock = run, tracker, redact, clock
         age_s = clock() - began_s
+        self._record = run.read_record()  # not read again: storage that is briefly gone would seem to have none
         self._ledger = Ledger(run.read_goodput(), began_s=began_s, time_s=time.time() - age_s)
         self._lock = threading.Lock()
         self._attempt = 0
@@ -51,7 +53,6 @@ class Chronicle:
         self._metrics: dict[str, float] = {}
         self._keeping = threading.Lock()
         self._kept_s: float | None = None
-        self._recorded: tuple[int, str | None] | None = None
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
 
@@ -138,11 +139,15 @@ class Chronicle:
         Only while this driver holds the run. Raises OSError where the storage cannot be written.
         """
         with self._keeping:
-            recorded = (self._attempt, self._tracker.run_id)
-            if recorded != self._recorded and recorded != (0, None):
-                known = {"attempts": recorded[0]} if recorded[0] else {}
-                self._run.update_record(**known, **({"mlflow_run_id": recorded[1]} if recorded[1] else {}))
-                self._recorded = recorded
+            if self._record is not None:
+                record = replace(
+                    self._record,
+                    attempts=self._attempt or self._record.attempts,
+                    mlflow_run_id=self._tracker.run_id or self._record.mlflow_run_id,
+                )
+                if record != self._record:
+                    self._run.write_record(record)
+                    self._record = record
             now_s = self._clock()
             if self._kept_s is None or now_s - self._kept_s >= _KEEP_EVERY_S:
                 self._run.write_goodput(self._ledger.to_dict(now_s))

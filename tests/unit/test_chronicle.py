@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.records import Failure, Point, Progress
+from orchestrator.records import Failure, Letter, Point, Progress
 from orchestrator.runners.chronicle import Chronicle
+from orchestrator.runners.desk import Desk
+from orchestrator.runners.watch import Silent, Watch
 from orchestrator.runs.folder import RunFolder, RunRecord
 from orchestrator.runs.logs import newest_postmortem
 from orchestrator.storage import Folder
@@ -130,6 +132,27 @@ def test_a_failed_attempt_is_recorded_at_once(run: RunFolder, tracker: Tracker, 
     ]
 
 
+def test_letters_tell_of_attempts(run: RunFolder, tracker: Tracker) -> None:
+    watch = Watch(Silent(), str)
+    watch.chronicle = chronicle = Chronicle(run, tracker, str, began_s=0.0)
+    watch.desk = desk = Desk(chronicle.log_points, watch.show)
+    starting = Progress(0, 9, 0, 0, phase="starting")
+    for attempt, progress in [
+        (1, starting),
+        (1, at(4, 2.0)),
+        (2, at(4, 2.0)),
+        (1, at(5, 3.0)),
+        (3, at(4, 2.0)),
+    ]:
+        desk.exchange(Letter(0, attempt, 0, (), progress))
+    rows = chronicle.account().attempts
+    assert [(row["attempt"], row["to_step"], row["ended"]) for row in rows] == [
+        (1, 4, "lost"),
+        (2, 4, "lost"),
+        (3, 4, "running"),
+    ]
+
+
 def test_a_later_driver_goes_on_with_the_ledger(run: RunFolder, tracker: Tracker) -> None:
     clock = Clock()
     first = Chronicle(run, tracker, str, began_s=1000.0, clock=clock)
@@ -178,6 +201,20 @@ def test_run_json_names_the_mlflow_run_and_the_attempt_while_the_run_goes_on(
     run.update_record(attempts=9)  # someone else's; nothing new, so nothing is written
     chronicle.keep()
     assert (run.read_record() or record).attempts == 9
+
+
+def test_storage_that_is_briefly_gone_does_not_lose_the_record(
+    run: RunFolder, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.update_record(identity={"hash": "abc"})
+    chronicle = Chronicle(run, tracker, str, began_s=0.0)
+    chronicle.attempt_began(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read_json", lambda *_: 1 / 0)
+        chronicle.keep()
+    record = run.read_record()
+    assert record is not None
+    assert (record.identity, record.attempts) == ({"hash": "abc"}, 2)
 
 
 def test_recovery_does_not_wait_for_storage(
