@@ -43,7 +43,9 @@ class Chronicle:
     ) -> None:
         self._run, self._tracker, self._redact, self._clock = run, tracker, redact, clock
         age_s = clock() - began_s
-        self._record = run.read_record()  # not read again: storage that is briefly gone would seem to have none
+        self._record = (
+            run.read_record()
+        )  # not read again: storage that is briefly gone would seem to have none
         self._ledger = Ledger(run.read_goodput(), began_s=began_s, time_s=time.time() - age_s)
         self._lock = threading.Lock()
         self._attempt = 0

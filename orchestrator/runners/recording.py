@@ -23,7 +23,7 @@ from orchestrator.export.report import run_description
 from orchestrator.records import Point, Verdict
 from orchestrator.recovery.goodput import Account
 from orchestrator.runs.folder import SPEC_FILE, RunFolder
-from orchestrator.runs.logs import log_attempts, log_files
+from orchestrator.runs.logs import log_attempts
 from orchestrator.storage import Folder
 from orchestrator.tracking.conventions import source_tags
 from orchestrator.tracking.ops import LogDataset, LogModel, StartRun
@@ -92,8 +92,9 @@ def record_data(tracker: Tracker, loaded: LoadedSpec, run: RunFolder, prepared: 
 def record_logs(tracker: Tracker, run: RunFolder, attempt: int) -> None:
     """Record the logs of an attempt as they are now. Raises OSError where the storage does not give them."""
     folder = run.attempt_logs(attempt)
+    names = {info.base_name for info in folder.infos() if info.is_file and not info.base_name.startswith(".")}
     own = run.local / "logs" / f"attempt-{attempt}" / "driver.log"  # newer than its copy in remote storage
-    for name in sorted({*log_files(folder), *([own.name] if own.exists() else [])}):
+    for name in sorted(names | ({own.name} if own.exists() else set())):
         path = own.parent / name
         if not folder.is_local and not (name == own.name and own.exists()):
             path = run.local / "recorded" / f"attempt-{attempt}" / name
@@ -127,9 +128,8 @@ def record_end(
     tracker.set_tags(tags)
     tracker.log_summary({**verdict.metrics, **account.figures})
     tracker.set_description(_description(tracker, loaded, run, verdict, manifest, seconds, account))
-    tracker.log_artifact(_spec_file(run))
     record_attempts(tracker, run, account.attempts)
-    _record_all_logs(tracker, run)
+    _record_spec_and_logs(tracker, run)
     if loaded.spec.train.profile is not None and run.profile.exists():
         tracker.log_artifact(_local(run.profile, run), "profile")
     if verdict.status == "SUCCEEDED":
@@ -140,12 +140,13 @@ def record_end(
     tracker.end_run(verdict.status)
 
 
-def _record_all_logs(tracker: Tracker, run: RunFolder) -> None:
+def _record_spec_and_logs(tracker: Tracker, run: RunFolder) -> None:
     try:
+        tracker.log_artifact(_spec_file(run))
         for attempt in log_attempts(run):
             record_logs(tracker, run, attempt)
     except OSError as error:
-        _log.warning("the logs of %s could not be recorded: %s", run.label, error)
+        _log.warning("spec and logs of %s could not be recorded: %s", run.label, error)
 
 
 def _spec_file(run: RunFolder) -> Path:
