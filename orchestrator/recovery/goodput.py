@@ -211,11 +211,8 @@ class Ledger:
 
 def _heard(note: AttemptNotes, progress: Progress, passed_s: float) -> AttemptNotes:
     """The notes with what an attempt told."""
-    if progress.phase == "starting":
-        return replace(note, heard_s=passed_s)
-    if progress.phase == "finishing":  # by then all steps are told, but not all saves
-        saved_step, stall_s = max(note.saved_step, progress.saved_step), max(note.stall_s, progress.stall_s)
-        return replace(note, heard_s=passed_s, saved_step=saved_step, stall_s=stall_s)
+    if progress.phase == "starting" or (progress.phase == "finishing" and not progress.step_seconds):
+        return replace(note, heard_s=passed_s)  # it tells no steps
     started_step, step_seconds = progress.started_step, progress.step_seconds
     if progress.step > started_step and not step_seconds:
         # A train function of the user's own does not say where it began and how long its steps took.

@@ -207,6 +207,7 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, watch: Watch, staff: 
     task = WorkerTask(job.loaded.spec, run, prepared_uri, search_paths(job))
     try:
         if staff is None:
+            chronicle.workers_ready(1)
             status = run_inline(task, desk)
         else:
             from orchestrator.runners.ray_workers.supervise import run_ray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -186,6 +187,16 @@ def test_an_attempt_nobody_closed_is_lost_and_late_letters_are_too() -> None:
         (1, "lost", 10),
         (2, "hardware", 0),
     ]
+
+
+def test_a_run_so_short_that_only_its_end_was_heard() -> None:
+    ledger = Ledger(began_s=0.0, time_s=0.0)
+    ledger.attempt_began(1, 10.0)
+    ledger.progress(replace(at(20, 0.5, stall_s=0.25, saved=20), phase="finishing"), 11.0)
+    ledger.progress(Progress(1, 9, 20, 1000, phase="finishing"), 11.0)
+    figures = ledger.figures(12.0)
+    assert (figures["goodput/startup_seconds"], figures["goodput/step_seconds"]) == (10.25, 0.5)
+    assert ledger.attempts()[0]["to_step"] == 20
 
 
 def test_a_train_function_that_tells_steps_only() -> None:
