@@ -148,7 +148,8 @@ def test_a_hang_is_found_its_stacks_are_kept_and_it_is_tried_again(
     assert "faulty.py:" in told
     assert survived.status == "SUCCEEDED"
     assert attempts(tmp_path) == 2
-    logs = folder_of(tmp_path).attempt_logs(1)
+    assert "1 restart (hang)" in survived.goodput
+    logs = folder_of(tmp_path).postmortem(1)
     assert b"time.sleep(3600)" in logs.read_bytes("stacks-rank-1.txt")
     assert b"all_reduce" in logs.read_bytes("stacks-rank-0.txt") or b"backward" in logs.read_bytes(
         "stacks-rank-0.txt"

@@ -181,7 +181,7 @@ class Follower:
             time_s=time.time(),
             error=f"no rank has moved for {still_s:.0f} s (failure.hang_timeout: {self._hang_timeout_s:g} s): {where}",
             cause="hardware",
-            mend="look at the stacks of all ranks in the run's logs",
+            mend="look at the stacks of all ranks in the attempt's post-mortem, which `orchestrator status` names",
             host=facts.host,
             node=facts.node,
         )
