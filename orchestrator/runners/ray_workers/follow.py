@@ -142,7 +142,6 @@ class Follower:
                 news_s = time.monotonic()
             elif self._running:
                 time.sleep(max(0.0, POLL_S / 4 - (time.monotonic() - now_s)))
-        wall_s = time.time()
         silent = {
             rank: Failure(
                 rank=rank,
@@ -155,7 +154,7 @@ class Follower:
                 node=self._group.facts_of(rank).node,
             )
             for rank in self._running
-            if wall_s - self._group.answered_s(rank) > _SILENT_S
+            if self._group.silent_s(rank) > _SILENT_S
         }
         guilty = culprit(self._reported, self._died, silent)
         well = {rank for rank, failure in self._reported.items() if failure.peer_lost} | self._results.keys()
