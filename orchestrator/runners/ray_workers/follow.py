@@ -187,12 +187,13 @@ class Follower:
         return Broken(failure, {rank: failure}, self._attempt, [], stacks=stacks)
 
     def _latecomer(self, frames: dict[int, str]) -> int:
-        """The rank that the others seem to wait for: one that does not answer, or stands in no collective, or is
-        the least advanced."""
+        """The rank that the others seem to wait for: one that does not answer, or stands in no call of torch's, where
+        collectives are waited for (also in the backward pass), or is the least advanced."""
         return min(
             self._running,
             key=lambda rank: (
                 rank in frames,
+                "/torch/" in frames.get(rank, ""),
                 "distributed" in frames.get(rank, ""),
                 self._pulses.get(rank, Pulse()).step,
                 self._pulses.get(rank, Pulse()).beat,
