@@ -142,7 +142,7 @@ def test_a_hang_is_found_its_stacks_are_kept_and_it_is_tried_again(
     tmp_path: Path, faulty_model: None
 ) -> None:
     listener = Listener()
-    survived = run(tmp_path, listener, model=faulty(tmp_path, "hang"), failure={"hang_timeout": 8})
+    survived = run(tmp_path, listener, model=faulty(tmp_path, "hang"), failure={"hang_timeout": 30})
     told = listener.wait_for("no rank has moved", timeout_s=0)
     assert told.startswith("rank 1 failed (hardware)")
     assert "faulty.py:" in told
