@@ -73,6 +73,7 @@ def _show(result: Result) -> None:
             table.add_row(key, f"{value:,.4f}".rstrip("0").rstrip("."))
         console.print(table)
     facts = {
+        "goodput": result.goodput,
         "folder": result.folder,
         "model": result.model,
         "MLflow": result.link,

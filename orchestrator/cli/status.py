@@ -49,9 +49,12 @@ def _described(address: str | None, storage: str | None, name: str) -> dict[str,
 
         return jobs.job_status(address, name)
     from orchestrator.runs.folder import find_run
+    from orchestrator.runs.logs import newest_postmortem
     from orchestrator.runs.views import describe_run
 
-    return describe_run(find_run(open_storage(storage), name))
+    run = find_run(open_storage(storage), name)
+    postmortem = newest_postmortem(run)
+    return describe_run(run) | {"postmortem": postmortem.uri if postmortem else None}
 
 
 def _lines(run: dict[str, Any]) -> list[tuple[str, str]]:
@@ -67,6 +70,7 @@ def _lines(run: dict[str, Any]) -> list[tuple[str, str]]:
         "metrics": show_metrics(run["metrics"]),
         "mlflow run": run.get("mlflow_run_id"),
         "folder": run.get("folder"),
+        "post-mortem": run.get("postmortem"),
         "reason": run.get("reason"),
         "verdict": format_verdict(Verdict(**verdict), label).removeprefix("verdict: ") if verdict else None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from orchestrator.records import Verdict
 
@@ -21,6 +22,7 @@ _TITLES = {
 _HEADLINE = ("accuracy", "f1", "auroc", "r2", "rmse", "mae")
 _MOST_IN_HEADLINE = 2
 _MOST_CLASSES = 12
+_MOST_ATTEMPTS = 20
 _GAP = "&emsp;"
 
 
@@ -42,13 +44,17 @@ def run_description(
     description: str = "",
     model_uri: str | None = None,
     command: str | None = None,
+    attempts: Sequence[Mapping[str, Any]] = (),
+    goodput: str = "",
 ) -> str:
     """Verdict and main figures, then metrics, data, model and training, and how to go on.
 
     `metrics` has keys such as `test/accuracy`, `val/loss` and `best/val_loss` (of the checkpoint that was
     taken; it wins over `val/`). `rows` counts rows per part, `run` is the run's label and `model` the spec's
     `model.name`. `epochs` and `steps` are those done. `model_uri` is what MLflow's `load_model` takes,
-    `command` what starts the run again; both are left out where they are not known.
+    `command` what starts the run again; both are left out where they are not known. `attempts` are rows with
+    `attempt`, `world_size`, `from_step`, `to_step`, `ended` and `seconds`, shown where there was more than one;
+    `goodput` is one line on what restarts and stalls cost, empty where they cost nothing.
     """
     figures = _figures(metrics)
     parts = [_headline(verdict, figures)]
@@ -75,7 +81,11 @@ def run_description(
         f"{_counted(epochs, 'epoch')} ({_counted(steps, 'step')}) in {_duration(duration_s)}{speed}",
         f"- **Run**: `{run}`",
     ]
+    if goodput:
+        facts.insert(-1, f"- **Goodput**: {goodput}")
     parts.append("\n".join(facts))
+    if len(attempts) > 1:
+        parts.append(_attempts(attempts))
     if model_uri:
         parts.append(
             "Load the model (it takes raw rows):\n\n```python\nimport mlflow\n\n"
@@ -84,6 +94,22 @@ def run_description(
     if command:
         parts.append(f"Run it again:\n\n```bash\n{command}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _attempts(attempts: Sequence[Mapping[str, Any]]) -> str:
+    """The newest attempts as a table."""
+    shown = attempts[-_MOST_ATTEMPTS:]
+    left_out = len(attempts) - len(shown)
+    table = [
+        f"| attempt | {_GAP}workers | {_GAP}steps | {_GAP}time | {_GAP}ended |",
+        "|---:|---:|---:|---:|---|",
+        *(
+            f"| {row['attempt']} | {_GAP}{row['world_size'] or ''} | {_GAP}{row['from_step']:,}–{row['to_step']:,} "
+            f"| {_GAP}{_duration(row['seconds'])} | {_GAP}{row['ended']} |"
+            for row in shown
+        ),
+    ]
+    return "\n".join(table) + (f"\n\n{_counted(left_out, 'earlier attempt')} left out." if left_out else "")
 
 
 def _figures(metrics: Mapping[str, float]) -> dict[str, tuple[float | None, float | None]]:

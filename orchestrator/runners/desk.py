@@ -54,10 +54,12 @@ class Desk:
             if letter.failure is not None and letter.failure not in self.failures:  # a letter may come twice
                 self.failures.append(letter.failure)
             if letter.rank == 0:
+                another = letter.attempt > self.attempt  # which may stand just where the last one did
                 self.attempt = max(self.attempt, letter.attempt)
                 self._keep(letter)
                 self._show_notices(letter)
-                if letter.progress is not None and letter.progress != self.progress:
+                late = letter.attempt < self.attempt
+                if letter.progress is not None and not late and (another or letter.progress != self.progress):
                     self.progress = letter.progress
                     if self._on_progress is not None:
                         self._on_progress(letter.progress)

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, TrackingError
+from orchestrator.monitor.log_copy import copied_log
 from orchestrator.monitor.progress_lines import format_verdict
 from orchestrator.monitor.rank_log import rank_log
 from orchestrator.records import Verdict
 from orchestrator.runners import verdicts
 from orchestrator.runners.books import close_books, journal_folder
+from orchestrator.runners.chronicle import Chronicle
 from orchestrator.runners.ending import let_go, on_storage, write_record, write_verdict
 from orchestrator.runners.environment import environment
 from orchestrator.runners.job import Job, resolve_job, search_paths
@@ -41,6 +43,7 @@ from orchestrator.runs.choose import Choice, choose_run
 from orchestrator.runs.folder import RunFolder
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.identity import identify
+from orchestrator.runs.logs import log_attempts
 from orchestrator.tracking.links import run_link, ui_base
 from orchestrator.tracking.tracker import Tracker
 
@@ -80,15 +83,19 @@ def run_job(
         run = choice.run
         watch.heartbeat = Heartbeat(run, choice.claim, watch.last_progress, watch.ask_to_stop)
         stack.enter_context(watch.heartbeat)
-        stack.enter_context(rank_log(_log_file(run), watch.redact, printed=False))
+        logs, name = run.local / "logs", _log_name(run)
+        stack.enter_context(copied_log(logs, run.logs, name))
+        stack.enter_context(rank_log(logs / name, watch.redact, printed=False))
         watch.say(choice.why)
         for line in (prepared.manifest.summary(), *notable(prepared.folder)):
             watch.say(line)
         with on_storage(run):
             tracker = _open_tracker(job, run)
+            watch.chronicle = Chronicle(run, tracker, watch.redact, began_s=began)
+            watch.heartbeat.keep = watch.chronicle.keep
             record_data(tracker, loaded, run, prepared)
         with stop_signals(watch.ask_to_stop):
-            verdict = _execute(job, run, prepared, tracker, watch, staff)
+            verdict = _execute(job, run, prepared, watch, staff)
         result = _conclude(job, run, prepared, tracker, verdict, time.monotonic() - began, watch)
     try:
         for line in close_books(job.storage, now_s=time.time()):
@@ -187,9 +194,7 @@ def _open_tracker(job: Job, run: RunFolder) -> Tracker:
     return tracker
 
 
-def _execute(
-    job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, watch: Watch, staff: Staff | None
-) -> Verdict:
+def _execute(job: Job, run: RunFolder, prepared: Prepared, watch: Watch, staff: Staff | None) -> Verdict:
     """Train; whatever happens becomes a verdict."""
     from orchestrator.data.preparing.prepare import prepared_folder
     from orchestrator.runners.desk import Desk
@@ -197,19 +202,23 @@ def _execute(
     from orchestrator.worker import WorkerTask
 
     began = time.monotonic()
-    watch.desk = desk = Desk(tracker.log_points, watch.show, watch.say)
+    chronicle = watch.chronicle
+    assert chronicle is not None
+    watch.desk = desk = Desk(chronicle.log_points, watch.show, watch.say)
     if watch.stop is not None:
         desk.request_stop()
     prepared_uri = prepared_folder(job.storage, prepared.manifest.key).uri
     task = WorkerTask(job.loaded.spec, run, prepared_uri, search_paths(job))
     try:
         if staff is None:
+            chronicle.workers_ready(1)
             status = run_inline(task, desk)
         else:
             from orchestrator.runners.ray_workers.supervise import run_ray
 
-            status = run_ray(task, desk, staff, say=watch.say, embedded=job.embedded)
+            status = run_ray(task, desk, staff, chronicle, say=watch.say, embedded=job.embedded)
     except KeyboardInterrupt:
+        chronicle.attempt_ended("killed")
         return verdicts.stopped("killed", 130, _saved_step(task))
     except Exception as error:  # noqa: BLE001 - whatever ends a run becomes its verdict
         for failure in desk.failures:
@@ -218,8 +227,12 @@ def _execute(
             )
         _log.info("the run ended", exc_info=error)
         if watch.stop is not None:
+            chronicle.attempt_ended("killed")
             return verdicts.stopped(*watch.stop, _saved_step(task))
-        return _hidden(verdicts.failed(error, desk.failures), watch.redact)
+        verdict = verdicts.failed(error, desk.failures)
+        chronicle.attempt_failed(verdicts.as_failure(verdict, desk.failures), failures=desk.failures)
+        return _hidden(verdict, watch.redact)
+    chronicle.attempt_ended(status)
     if status == "completed":
         return verdicts.succeeded((run.read_result() or {}).get("metrics", {}), time.monotonic() - began)
     return verdicts.stopped(*(watch.stop or ("stopped", 143)), _saved_step(task))
@@ -229,12 +242,9 @@ def _hidden(verdict: Verdict, redact: Callable[[str], str]) -> Verdict:
     return replace(verdict, reason=redact(verdict.reason), mend=redact(verdict.mend))
 
 
-def _log_file(run: RunFolder) -> Path:
-    """The driver's log, beside those of the attempt that its workers are about to begin."""
-    attempts = [
-        int(name.removeprefix("attempt-")) for name in run.logs.names() if name.startswith("attempt-")
-    ]
-    return run.local / "logs" / f"attempt-{max(attempts, default=0) + 1}" / "driver.log"
+def _log_name(run: RunFolder) -> str:
+    """The driver's log among the run's logs, beside those of the attempt that its workers are about to begin."""
+    return f"attempt-{max(log_attempts(run), default=0) + 1}/driver.log"
 
 
 def _saved_step(task: WorkerTask) -> int:
@@ -263,12 +273,15 @@ def _conclude(
     """
     if watch.heartbeat is not None and watch.heartbeat.lost:
         raise OrchestratorError(f"another driver has taken over {run.label}", "this one ends")
-    attempts = watch.desk.attempt if watch.desk else 0
+    chronicle = watch.chronicle
+    assert chronicle is not None
     _log.info("%s", format_verdict(verdict, run.label))
     write_verdict(run, verdict, watch.say)
     watch.say("recording the run in MLflow")
+    chronicle.close()
+    account = chronicle.account()
     try:
-        record_end(tracker, job.loaded, run, verdict, prepared.manifest, seconds)
+        record_end(tracker, job.loaded, run, verdict, prepared.manifest, seconds, account)
     except (TrackingError, OSError) as error:  # which changes nothing of how the run ended
         watch.say(f"the end of {run.label} could not be recorded in MLflow: {error}")
     shipped = tracker.close(_TRACKING_PATIENCE_S)
@@ -279,7 +292,7 @@ def _conclude(
         )
     for refusal in tracker.refused:
         watch.say(f"MLflow refused: {refusal}")
-    write_record(run, watch.say, mlflow_run_id=tracker.run_id, attempts=attempts)
+    write_record(run, chronicle.keep, watch.say)
     result = run.read_result() or {}
     checkpoint = result.get("checkpoint")
     link = None
@@ -297,4 +310,5 @@ def _conclude(
         tracking_uri=job.tracking_uri,
         link=link,
         seconds=seconds,
+        goodput=account.summary,
     )

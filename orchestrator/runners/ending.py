@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from orchestrator.checkpoints.patience import patiently
 from orchestrator.errors import OrchestratorError
@@ -29,10 +28,10 @@ def write_verdict(run: RunFolder, verdict: Verdict, say: Callable[[str], None]) 
         )
 
 
-def write_record(run: RunFolder, say: Callable[[str], None], **changes: Any) -> None:
-    """Bring `run.json` up to date, trying for a while."""
+def write_record(run: RunFolder, keep: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Bring `run.json` and what stands beside it up to date by `keep`, trying for a while."""
     try:
-        patiently(lambda: run.update_record(**changes), f"writing the record of {run.label}")
+        patiently(keep, f"writing the record of {run.label}")
     except OSError as error:
         say(f"the record of {run.label} could not be written to {run.folder.uri}: {error}")
 

@@ -5,11 +5,12 @@ Imports: tracking (no mlflow itself), export. No ray.
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.data.prepared.manifest import PAGES
 from orchestrator.export.manifest import pyfunc_fields
@@ -20,7 +21,9 @@ from orchestrator.export.pictures import (
 )
 from orchestrator.export.report import run_description
 from orchestrator.records import Point, Verdict
+from orchestrator.recovery.goodput import Account
 from orchestrator.runs.folder import SPEC_FILE, RunFolder
+from orchestrator.runs.logs import log_attempts
 from orchestrator.storage import Folder
 from orchestrator.tracking.conventions import source_tags
 from orchestrator.tracking.ops import LogDataset, LogModel, StartRun
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 MODEL_NAME = "model"
+ATTEMPTS_TAG = "orchestrator.attempts"
+"""Tag with the number of the newest attempt."""
 
 
 def start_of(loaded: LoadedSpec, run: RunFolder, *, identity: str, in_job: bool) -> StartRun:
@@ -84,20 +89,47 @@ def record_data(tracker: Tracker, loaded: LoadedSpec, run: RunFolder, prepared: 
             tracker.log_artifact(Path(shutil.copy2(prepared.folder / name, kept / name)), "data")
 
 
+def record_logs(tracker: Tracker, run: RunFolder, attempt: int) -> None:
+    """Record the logs of an attempt as they are now. Raises OSError where the storage does not give them."""
+    folder = run.attempt_logs(attempt)
+    names = {info.base_name for info in folder.infos() if info.is_file and not info.base_name.startswith(".")}
+    own = run.local / "logs" / f"attempt-{attempt}" / "driver.log"  # newer than its copy in remote storage
+    for name in sorted(names | ({own.name} if own.exists() else set())):
+        path = own.parent / name
+        if not folder.is_local and not (name == own.name and own.exists()):
+            path = run.local / "recorded" / f"attempt-{attempt}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(folder.read_bytes(name))
+        tracker.log_artifact(path, f"logs/attempt-{attempt}")
+
+
+def record_attempts(tracker: Tracker, run: RunFolder, attempts: Sequence[Mapping[str, Any]]) -> None:
+    """Record the table of a run's attempts, where there was more than one."""
+    if len(attempts) > 1:
+        run.local.mkdir(parents=True, exist_ok=True)
+        path = run.local / "attempts.json"
+        path.write_text(json.dumps(list(attempts), indent=1) + "\n")
+        tracker.log_artifact(path)
+
+
 def record_end(
-    tracker: Tracker, loaded: LoadedSpec, run: RunFolder, verdict: Verdict, manifest: Manifest, seconds: float
+    tracker: Tracker,
+    loaded: LoadedSpec,
+    run: RunFolder,
+    verdict: Verdict,
+    manifest: Manifest,
+    seconds: float,
+    account: Account,
 ) -> None:
     """Record how the run ended: final figures, pictures, the model where it succeeded; logs, description always."""
     tags = {"orchestrator.verdict": str(verdict)}
     if verdict.cause:
         tags["orchestrator.cause"] = verdict.cause
     tracker.set_tags(tags)
-    tracker.log_summary(verdict.metrics)
-    tracker.set_description(_description(tracker, loaded, run, verdict, manifest, seconds))
-    if run.folder.is_local:
-        tracker.log_artifact(run.folder.local_path() / SPEC_FILE)
-        if run.logs.exists():
-            tracker.log_artifact(run.logs.local_path(), "logs")
+    tracker.log_summary({**verdict.metrics, **account.figures})
+    tracker.set_description(_description(tracker, loaded, run, verdict, manifest, seconds, account))
+    record_attempts(tracker, run, account.attempts)
+    _record_spec_and_logs(tracker, run)
     if loaded.spec.train.profile is not None and run.profile.exists():
         tracker.log_artifact(_local(run.profile, run), "profile")
     if verdict.status == "SUCCEEDED":
@@ -106,6 +138,24 @@ def record_end(
         if run.model.exists():  # a train function of the user's own may give none
             _log_model(tracker, loaded, run)
     tracker.end_run(verdict.status)
+
+
+def _record_spec_and_logs(tracker: Tracker, run: RunFolder) -> None:
+    try:
+        tracker.log_artifact(_spec_file(run))
+        for attempt in log_attempts(run):
+            record_logs(tracker, run, attempt)
+    except OSError as error:
+        _log.warning("spec and logs of %s could not be recorded: %s", run.label, error)
+
+
+def _spec_file(run: RunFolder) -> Path:
+    if run.folder.is_local:
+        return run.folder.local_path() / SPEC_FILE
+    run.local.mkdir(parents=True, exist_ok=True)
+    path = run.local / SPEC_FILE
+    path.write_text(run.read_spec() or "")
+    return path
 
 
 def _log_model(tracker: Tracker, loaded: LoadedSpec, run: RunFolder) -> None:
@@ -128,6 +178,7 @@ def _description(
     verdict: Verdict,
     manifest: Manifest,
     seconds: float,
+    account: Account,
 ) -> str:
     spec, result, beat = loaded.spec, run.read_result() or {}, run.read_beat()
     trained = result.get("train", {})
@@ -150,6 +201,8 @@ def _description(
         description=spec.description,
         model_uri=f"runs:/{tracker.run_id}/{MODEL_NAME}" if logged else None,
         command=f"orchestrator run {loaded.path}" if loaded.path else None,
+        attempts=account.attempts,
+        goodput=account.summary,
     )
 
 

@@ -30,6 +30,8 @@ class Result:
     """Opens the run in the MLflow UI, while `orchestrator ui` runs."""
     resumed: bool = False
     seconds: float = 0.0
+    goodput: str = ""
+    """One line on what restarts and waiting for checkpoints cost, of the whole run; empty where they cost nothing."""
 
     @property
     def exit_code(self) -> int:

@@ -51,6 +51,22 @@ def failed(error: BaseException, failures: Sequence[Failure]) -> Verdict:
     return Verdict("FAILED", 1, f"{type(error).__name__}: {_gist(str(error))}", cause="internal")
 
 
+def as_failure(verdict: Verdict, failures: Sequence[Failure]) -> Failure:
+    """The failure that a verdict speaks of: as it was reported, or what the verdict knows of it."""
+    for failure in failures:
+        if (failure.rank, failure.error, failure.cause) == (verdict.rank, verdict.reason, verdict.cause):
+            return failure
+    return Failure(
+        rank=-1 if verdict.rank is None else verdict.rank,
+        attempt=0,
+        time_s=0.0,
+        error=verdict.reason,
+        cause=verdict.cause or "internal",
+        mend=verdict.mend,
+        exit_code=verdict.exit_code,
+    )
+
+
 def _gist(text: str) -> str:
     """What a long message says, without colours; of a traceback that Ray passed on, its last line."""
     lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]

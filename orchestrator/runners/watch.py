@@ -12,6 +12,7 @@ from orchestrator.records import Progress
 from orchestrator.runs.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
+    from orchestrator.runners.chronicle import Chronicle
     from orchestrator.runners.desk import Desk
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Watch:
         self.redact = redact
         self.desk: Desk | None = None
         self.heartbeat: Heartbeat | None = None
+        self.chronicle: Chronicle | None = None
         self.stop: tuple[str, int] | None = None
 
     def say(self, text: str) -> None:
@@ -53,7 +55,9 @@ class Watch:
         self._observer.message(self.redact(text))
 
     def show(self, progress: Progress) -> None:
-        """Pass progress on; now and then a line of it goes into the log."""
+        """Note progress and pass it on; now and then a line of it goes into the log."""
+        if self.chronicle is not None and self.desk is not None:
+            self.chronicle.heard(self.desk.attempt, progress)
         self._observer.progress(progress)
         if time.monotonic() - self._logged_s >= _LOG_PROGRESS_EVERY_S:
             self._logged_s = time.monotonic()

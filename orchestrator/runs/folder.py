@@ -5,6 +5,7 @@ The names of all files are here and nowhere else. Imports: storage, records, the
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,6 +23,7 @@ SPEC_FILE = "spec.yaml"
 VERDICT_FILE = "verdict.json"
 RESULT_FILE = "result.json"
 HEARTBEAT_FILE = "heartbeat.json"
+GOODPUT_FILE = "goodput.json"
 STOP_FILE = "stop.request"
 _LABEL = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})-([1-9]\d*)")
 
@@ -78,7 +80,9 @@ class RunFolder:
         """Where this machine keeps what belongs to the run: its folder, or a place in the cache if that is remote."""
         if self.folder.is_local:
             return self.folder.local_path()
-        return Path.home() / ".cache" / "orchestrator" / "runs" / self.label
+        # Another storage may have a run of the same label.
+        place = hashlib.sha256(self.folder.uri.encode()).hexdigest()[:12]
+        return Path.home() / ".cache" / "orchestrator" / "runs" / f"{self.label}-{place}"
 
     @property
     def checkpoints(self) -> Folder:
@@ -120,6 +124,10 @@ class RunFolder:
 
     def attempt_logs(self, attempt: int) -> Folder:
         return self.logs / f"attempt-{attempt}"
+
+    def postmortem(self, attempt: int) -> Folder:
+        """What was gathered when an attempt failed."""
+        return self.attempt_logs(attempt) / "postmortem"
 
     def read_record(self) -> RunRecord | None:
         return _from_dict(RunRecord, self._read_dict(RECORD_FILE))
@@ -167,6 +175,13 @@ class RunFolder:
 
     def write_beat(self, beat: Beat) -> None:
         self.folder.write_json(HEARTBEAT_FILE, asdict(beat))
+
+    def read_goodput(self) -> dict[str, Any] | None:
+        """What `Ledger.to_dict` gave."""
+        return self._read_dict(GOODPUT_FILE)
+
+    def write_goodput(self, ledger: Mapping[str, Any]) -> None:
+        self.folder.write_json(GOODPUT_FILE, dict(ledger))
 
     def request_stop(self) -> None:
         """Ask the driver to save and end."""

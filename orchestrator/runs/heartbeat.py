@@ -34,7 +34,8 @@ class Heartbeat:
     thread, with the reason: someone asked the run to stop, or another driver has taken it over (then `lost`
     is True and the run's folder must not be written to any more). Faults of the storage are logged once and
     survived.
-    `attempt` may be set at any time and is written with the next beat.
+    `attempt` may be set at any time and is written with the next beat. So may `keep`: it is called with each beat,
+    by the thread, as long as this driver holds the run, and may raise OSError.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Heartbeat:
         interval_s: float = INTERVAL_S,
     ) -> None:
         self.attempt = attempt
+        self.keep: Callable[[], None] | None = None
         self.lost = False
         self._run = run
         self._claim = claim
@@ -107,6 +109,8 @@ class Heartbeat:
             )
             if self._run.stop_requested():
                 self._tell("stop requested")
+            if self.keep is not None:
+                self.keep()
             self._troubled = False
         except Exception as error:  # noqa: BLE001 - a driver whose heart stopped would be replaced while it lives
             if not self._troubled:

@@ -22,6 +22,17 @@ def log_attempts(run: RunFolder) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+def log_files(folder: Folder) -> list[str]:
+    """The names of the logs in an attempt's folder."""
+    return [name for name in folder.names() if name.endswith(".log")]
+
+
+def newest_postmortem(run: RunFolder) -> Folder | None:
+    """What was gathered when the newest failed attempt failed; None where there is nothing."""
+    folders = (run.postmortem(attempt) for attempt in reversed(log_attempts(run)))
+    return next((folder for folder in folders if folder.exists()), None)
+
+
 def log_name(folder: Folder, rank: int | None) -> str | None:
     """The file in an attempt's logs that tells of a rank; None where it is not there (yet).
 
@@ -94,6 +105,7 @@ def _read_from(folder: Folder, name: str, offset: int) -> bytes:
 
 def _known(run: RunFolder) -> str:
     logs = [
-        f"attempt {attempt} ({', '.join(run.attempt_logs(attempt).names())})" for attempt in log_attempts(run)
+        f"attempt {attempt} ({', '.join(log_files(run.attempt_logs(attempt)))})"
+        for attempt in log_attempts(run)
     ]
     return f"there are logs of {'; '.join(logs)}" if logs else "it has written no logs yet"

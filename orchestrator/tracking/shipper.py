@@ -149,7 +149,10 @@ class Shipper:
     def _apply(self, op: Op) -> RunState:
         if isinstance(op, LogMetrics) and self.state.last_steps:
             last = self.state.last_steps
-            op = LogMetrics(tuple(point for point in op.points if point.step > last.get(point.key, -1)))
+            # What stands at step 0 is a summary, which replaces that of an earlier attempt.
+            op = LogMetrics(
+                tuple(point for point in op.points if not point.step or point.step > last.get(point.key, -1))
+            )
             if not op.points:
                 return self.state
         try:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 
@@ -29,6 +30,7 @@ from orchestrator.engine.seed import seed_everything
 from orchestrator.engine.warmup import too_large
 from orchestrator.imports import add_search_paths
 from orchestrator.models.init_from import placed_weights
+from orchestrator.monitor.log_copy import copied_log
 from orchestrator.monitor.rank_log import rank_log
 from orchestrator.records import Progress
 from orchestrator.runs.folder import RunFolder
@@ -58,10 +60,12 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
     if spec.train.deterministic:  # before CUDA starts: cuBLAS needs it to give the same bits twice
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     store = checkpoint_store(spec, run)
+    at_last = contextlib.ExitStack()  # what the driver need not wait for to learn of a failure
     try:
         link.attempt = collectives.broadcast_object(store.begin_attempt() if link.rank == 0 else None)
-        log_file = run.local / "logs" / f"attempt-{link.attempt}" / f"rank-{link.rank}.log"
-        with rank_log(log_file, hide, printed=keep_prints):
+        logs, name = run.local / "logs", f"attempt-{link.attempt}/rank-{link.rank}.log"
+        at_last.enter_context(copied_log(logs, run.logs, name))
+        with rank_log(logs / name, hide, printed=keep_prints):
             link.start()
             link.progress(Progress(0, spec.train.max_epochs, 0, 0, phase="starting"))
             try:
@@ -77,6 +81,7 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
             _log.warning(
                 "rank %d: %d metric points did not reach the driver", link.rank, len(link.unacknowledged())
             )
+        at_last.__exit__(*sys.exc_info())
 
 
 def _run(task: WorkerTask, link: WorkerLink, run: RunFolder, store: CheckpointStore) -> str:

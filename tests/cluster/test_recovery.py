@@ -142,13 +142,14 @@ def test_a_hang_is_found_its_stacks_are_kept_and_it_is_tried_again(
     tmp_path: Path, faulty_model: None
 ) -> None:
     listener = Listener()
-    survived = run(tmp_path, listener, model=faulty(tmp_path, "hang"), failure={"hang_timeout": 8})
+    survived = run(tmp_path, listener, model=faulty(tmp_path, "hang"), failure={"hang_timeout": 30})
     told = listener.wait_for("no rank has moved", timeout_s=0)
     assert told.startswith("rank 1 failed (hardware)")
     assert "faulty.py:" in told
     assert survived.status == "SUCCEEDED"
     assert attempts(tmp_path) == 2
-    logs = folder_of(tmp_path).attempt_logs(1)
+    assert "1 restart (hang)" in survived.goodput
+    logs = folder_of(tmp_path).postmortem(1)
     assert b"time.sleep(3600)" in logs.read_bytes("stacks-rank-1.txt")
     assert b"all_reduce" in logs.read_bytes("stacks-rank-0.txt") or b"backward" in logs.read_bytes(
         "stacks-rank-0.txt"

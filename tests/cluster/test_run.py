@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -142,6 +143,13 @@ def test_a_killed_worker_is_replaced_and_the_run_goes_on(
     record = find_run(Folder.at(tmp_path / "runs"), "small-1").read_record()
     assert record is not None
     assert record.attempts == 2
+    assert "1 restart (worker killed)" in survived.goodput
+    recorded = mlflow_run(survived)
+    assert recorded.data.metrics["goodput/restarts"] == 1
+    assert recorded.data.metrics["goodput/lost_by/hardware"] > 0
+    assert "| 1 | &emsp;2 | &emsp;" in recorded.data.tags["mlflow.note.content"]
+    culprit = Path(survived.folder) / "logs" / "attempt-1" / "postmortem" / "verdict.json"
+    assert "the worker process" in json.loads(culprit.read_text())["culprit"]["error"]
     # As if nothing had happened: every step is logged once, and the weights are those of an unhurt run.
     history = MlflowClient(survived.tracking_uri).get_metric_history(survived.mlflow_run_id, "train/loss")
     assert sorted(metric.step for metric in history) == list(range(1, 53))

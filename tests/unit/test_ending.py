@@ -11,7 +11,7 @@ import pytest
 from orchestrator.errors import OrchestratorError
 from orchestrator.records import Verdict
 from orchestrator.runners.ending import let_go, on_storage, write_record, write_verdict
-from orchestrator.runs.folder import RunFolder
+from orchestrator.runs.folder import RunFolder, RunRecord
 from orchestrator.storage import Folder
 from tests.unit.runs_helpers import start
 
@@ -49,11 +49,11 @@ def test_a_full_disk_is_said(
     Failing(errno.ENOSPC, 99, monkeypatch)
     said: list[str] = []
     write_verdict(run, DONE, said.append)
-    write_record(run, said.append, attempts=2)
+    write_record(run, lambda: run.write_record(RunRecord("digits", 1)), said.append)
     assert [text.split(" of ")[0] for text in said] == ["the verdict", "the record"]
     assert all("the storage fails" in text for text in said)
     with (
-        pytest.raises(OrchestratorError, match="digits-1 cannot begin, .*the storage fails"),
+        pytest.raises(OrchestratorError, match=r"digits-1 cannot begin, .*the storage fails"),
         on_storage(run),
     ):
         run.update_record(attempts=3)

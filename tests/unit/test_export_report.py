@@ -82,3 +82,31 @@ def test_long_durations_and_many_classes_are_shortened() -> None:
     assert "100 classes: c0, " in text
     assert "c11, …" in text
     assert "c12" not in text
+
+
+def test_attempts_are_told_where_there_was_more_than_one() -> None:
+    rows = [
+        {
+            "attempt": n,
+            "world_size": 4 - n,
+            "from_step": 100 * n,
+            "to_step": 1000 + n,
+            "ended": f"end {n}",
+            "seconds": 75.0,
+        }
+        for n in range(1, 4)
+    ]
+    line = "93%: 2 restarts (worker killed, node lost), 12 steps repeated, 14 s to recover"
+    text = run_description(Verdict("SUCCEEDED", 0, ""), **FACTS, attempts=rows, goodput=line)
+    assert f"- **Goodput**: {line}\n- **Run**: `digits-3`" in text
+    assert "| 2 | &emsp;2 | &emsp;200–1,002 | &emsp;1 min 15 s | &emsp;end 2 |" in text
+    assert "left out" not in text
+    alone = run_description(Verdict("SUCCEEDED", 0, ""), **FACTS, attempts=rows[:1])
+    assert "attempt" not in alone
+    assert "Goodput" not in alone
+    many = run_description(
+        Verdict("SUCCEEDED", 0, ""), **FACTS, attempts=[rows[0] | {"attempt": n} for n in range(1, 26)]
+    )
+    assert "5 earlier attempts left out." in many
+    assert "| 25 |" in many
+    assert "| 5 |" not in many

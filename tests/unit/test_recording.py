@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.records import Point, Verdict
+from orchestrator.recovery.goodput import Account
 from orchestrator.runners import recording
 from orchestrator.runs.folder import RunFolder
 from orchestrator.spec import load_spec
@@ -16,6 +17,9 @@ from orchestrator.storage import Folder
 from orchestrator.tracking.memory import MemorySink
 from orchestrator.tracking.tracker import Tracker
 
+ATTEMPT: dict[str, Any] = {
+    "attempt": 1, "world_size": 2, "from_step": 0, "to_step": 9, "ended": "node lost", "seconds": 3.0,
+}  # fmt: skip
 MATRIX = [[3, 1], [0, 2]]
 PAIRS = {"actual": [1.0, 2.0], "predicted": [1.1, 1.9]}
 
@@ -68,10 +72,15 @@ def test_final_figures_stand_at_step_0_where_the_ui_draws_bars(tmp_path: Path) -
     tracker.log_points([Point("val/mse", 0.5, 400, 1)])
     manifest: Any = SimpleNamespace(rows={"train": 2}, classes=None)
     verdict = Verdict("STOPPED", 143, "stopped", metrics={"best/val_mse": 0.25, "best/step": 300.0})
-    recording.record_end(tracker, loaded, run, verdict, manifest, 1.0)
+    account = Account(
+        {"goodput/share": 0.5}, "50%: 1 restart (node lost)", [ATTEMPT, ATTEMPT | {"attempt": 2}]
+    )
+    run.attempt_logs(1).create().write_bytes("rank-0.log", b"hello\n")
+    recording.record_end(tracker, loaded, run, verdict, manifest, 1.0, account)
     assert tracker.close(10)
     (recorded,) = sink.runs.values()
     steps = {point.key: point.step for point in recorded.points.values()}
-    assert steps == {"val/mse": 400, "best/val_mse": 0, "best/step": 0}
+    assert steps == {"val/mse": 400, "best/val_mse": 0, "best/step": 0, "goodput/share": 0}
     assert recorded.tags["mlflow.note.content"].startswith("## Stopped: validation MSE 0.2500")
-    assert recorded.artifacts == {"spec.yaml"}
+    assert recorded.artifacts == {"spec.yaml", "attempts.json", "logs/attempt-1/rank-0.log"}
+    assert "50%: 1 restart (node lost)" in recorded.tags["mlflow.note.content"]

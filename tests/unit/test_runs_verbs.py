@@ -94,6 +94,21 @@ def test_status_of_the_newest_run_of_a_name(run: RunFolder) -> None:
     assert "SUCCEEDED digits-1 (exit 0): 5 epochs" in call("status", "digits-1", storage=run.storage).output
 
 
+def test_status_names_the_newest_postmortem(run: RunFolder) -> None:
+    assert "post-mortem" not in call("status", "digits", storage=run.storage).output
+    for attempt in (2, 10):
+        run.postmortem(attempt).create()
+    write_log(run, "driver.log", "still at work\n", attempt=11)
+    lines = dict(
+        line.split(maxsplit=1) for line in call("status", "digits", storage=run.storage).output.splitlines()
+    )
+    assert lines["post-mortem"] == run.postmortem(10).path
+    told = json.loads(call("status", "digits", "-o", "json", storage=run.storage).output)
+    assert told["postmortem"] == run.postmortem(10).path
+    missing = call("logs", "digits", "--rank", "7", "--attempt", "10", storage=run.storage).exception
+    assert "postmortem" not in str(missing)
+
+
 def test_json_has_no_nan(run: RunFolder) -> None:
     run.write_verdict(Verdict("FAILED", 1, "diverged", metrics={"test/loss": float("nan")}))
     told = json.loads(call("status", "digits", "-o", "json", storage=run.storage).output)

@@ -438,12 +438,13 @@ def test_importing_the_package_loads_no_mlflow() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_a_later_summary_replaces_the_figures_of_an_earlier_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("run_id", [None, "run-1"])  # the driver names it once it is known
+def test_a_later_summary_replaces_the_figures_of_an_earlier_one(tmp_path: Path, run_id: str | None) -> None:
     """A finished run that is trained on has new test figures: MLflow shows the newest value of a step."""
     sink = MemorySink()
     for accuracy in (0.5, 0.75):
         tracker = Tracker.open(tmp_path, sink)
-        tracker.start_run(StartRun("experiment", "run-1"))
+        tracker.start_run(StartRun("experiment", "run-1", run_id=run_id if accuracy > 0.5 else None))
         tracker.log_summary({"test/accuracy": accuracy})
         assert tracker.close()
         time.sleep(0.002)  # summaries are told apart by their millisecond

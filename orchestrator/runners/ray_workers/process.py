@@ -24,7 +24,8 @@ from orchestrator.runners.ray_workers.seats import Facts, Seat
 if TYPE_CHECKING:
     from orchestrator.engine.link import WorkerLink
 
-_TELL_S = 2.0
+_TELL_S, _SEND_S = 5.0, 0.4
+"""For how long a process that ends itself waits to be asked how it ended, and until the answer is on its way."""
 Work = Callable[["WorkerLink"], Any]
 """What a group does: called on each of its processes, with the process group set up. Its result travels pickled."""
 
@@ -147,7 +148,8 @@ class WorkerProcess:
                 process_exit=code,
             )
         )
-        self._told.wait(_TELL_S)
+        if self._told.wait(_TELL_S):
+            time.sleep(_SEND_S)
 
     def _work(
         self, work: Work, link: WorkerLink, seat: Seat, address: tuple[str, int], timeout_s: float

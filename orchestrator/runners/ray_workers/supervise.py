@@ -21,7 +21,8 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.records import Failure
 from orchestrator.recovery.budgets import GiveUp, Lost, decide
 from orchestrator.recovery.nodes import avoided
-from orchestrator.recovery.sizing import Resize, resize
+from orchestrator.recovery.sizing import NodeFacts, Resize, resize
+from orchestrator.runners.chronicle import Chronicle
 from orchestrator.runners.desk import Desk
 from orchestrator.runners.ray_workers.deaths import death_of
 from orchestrator.runners.ray_workers.follow import Broken, Done, Follower
@@ -48,25 +49,54 @@ class _Stopped(Exception):
     """The run was asked to stop while no worker was at work."""
 
 
-def run_ray(task: WorkerTask, desk: Desk, staff: Staff, *, say: Callable[[str], None], embedded: bool) -> str:
+def run_ray(
+    task: WorkerTask,
+    desk: Desk,
+    staff: Staff,
+    chronicle: Chronicle,
+    *,
+    say: Callable[[str], None],
+    embedded: bool,
+) -> str:
     """Train on Ray's workers; Ray must be initialised. Returns 'completed' or 'stopped'; all processes are gone then.
 
     Raises RunFailed with the culprit once it is decided to give up, PlacementError where the workers found no place,
     StartFailed where a process cannot be started at all.
     """
     try:
-        return _Run(task, desk, staff, say, embedded=embedded).attempts()
+        return _Run(task, desk, staff, chronicle, say, embedded=embedded).attempts()
     except _Stopped:
         return "stopped"
     finally:
         staff.close()
 
 
+def in_words(broken: Broken) -> str:
+    """How an attempt ended, in a few words."""
+    culprit = broken.culprit
+    if broken.stacks:
+        return "hang"
+    if culprit.cause == "hardware" and culprit.rank in broken.silent:
+        return "node out of reach"
+    if culprit.cause == "hardware" and culprit.rank in broken.died:
+        return "node lost" if "node has died" in culprit.traceback else "worker killed"
+    return culprit.cause
+
+
 class _Run:
     def __init__(
-        self, task: WorkerTask, desk: Desk, staff: Staff, say: Callable[[str], None], *, embedded: bool
+        self,
+        task: WorkerTask,
+        desk: Desk,
+        staff: Staff,
+        chronicle: Chronicle,
+        say: Callable[[str], None],
+        *,
+        embedded: bool,
     ) -> None:
         self._task, self._desk, self._staff, self._say = task, desk, staff, say
+        self._chronicle = chronicle
+        self._nodes: list[NodeFacts] = []
         self._embedded = embedded
         self._resources, self._failure = task.spec.resources, task.spec.failure
         self._lost: list[Lost] = []
@@ -85,11 +115,13 @@ class _Run:
             elif ended.resize is None or ended.status == "completed" or self._desk.stop_requested:
                 return ended.status
             else:
+                self._chronicle.attempt_ended("resized")
                 self._say(f"saved; going on with another group: {ended.resize.why}")
                 self._staff.keep_only(range(ended.world_size))
 
     def _attempt(self) -> Done | Broken:
         group, bundles = self._staff.ready(self._avoid(), self._check_stop, self._say)
+        self._chronicle.workers_ready(len(bundles))
         hang_s = self._failure.hang_timeout
         with NodeWatch(group.place) if not self._embedded else contextlib.nullcontext() as watch:
             follower = Follower(
@@ -108,7 +140,16 @@ class _Run:
     def _recover(self, broken: Broken) -> None:
         """Decide on another attempt, and wait as long as it says. Raises RunFailed where there is none."""
         culprit = broken.culprit
-        self._keep_stacks(broken)
+        noted = self._chronicle.attempt_failed(
+            culprit,
+            in_words(broken),
+            time_known=not broken.stacks,  # a hang is noticed long after it began
+            failures=broken.seen.values(),
+            stacks={rank: stacks.text for rank, stacks in broken.stacks.items()},
+            nodes=self._nodes,
+        )
+        if not noted:
+            self._keep_stacks(broken)
         self._staff.keep_only(broken.keepable)
         now_s = time.time()
         self._suspects.update((broken.seen[rank].node, now_s) for rank in broken.silent)
@@ -164,6 +205,7 @@ class _Run:
         looks = watch.newest() if watch is not None else None
         if looks is None:
             return None
+        self._nodes = looks[0]
         return resize(
             looks[0],
             group.nodes(),
