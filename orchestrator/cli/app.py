@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from orchestrator import __version__
+from orchestrator.cli.cluster import cluster
 from orchestrator.cli.data import data
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.list import list_
@@ -53,6 +54,7 @@ app.command(rich_help_panel=_JOBS)(stop)
 app.add_typer(data, name="data", rich_help_panel=_JOBS)
 app.command(rich_help_panel=_HERE)(ui)
 app.command(rich_help_panel=_HERE)(doctor)
+app.add_typer(cluster, name="cluster", rich_help_panel=_HERE)
 
 
 def _version(wanted: bool) -> None:
