@@ -244,6 +244,7 @@ def exec_(
     Example: orchestrator cluster exec head -- orchestrator run jobs/digits.yaml
     """
     chosen = _cluster(name)
+    command = command[1:] if command[0] == "--" else command
     command_line, environment = chosen.command_on(node, command), chosen.environment_on(node)
     try:
         os.execvpe(command_line[0], command_line, environment)

@@ -38,10 +38,10 @@ def make_namespace(plan: Plan, node: Node) -> None:
     name = plan.host_name(node.name)
     command("ip", "netns", "add", name)
     command("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
-    command("ip", "link", "set", name, "master", plan.bridge, "up")
+    command("ip", "link", "set", name, "up")
     command("ip", "-n", name, "addr", "add", f"{node.address}/24", "dev", "eth0")
     command("ip", "-n", name, "link", "set", "lo", "up")
-    command("ip", "-n", name, "link", "set", "eth0", "up")
+    heal_link(plan, node.name)
 
 
 def cut_link(plan: Plan, name: str, how: Cut) -> None:
@@ -58,6 +58,8 @@ def heal_link(plan: Plan, name: str) -> None:
     host = plan.host_name(name)
     command("ip", "link", "set", host, "master", plan.bridge)
     command("ip", "-n", host, "link", "set", "eth0", "up")
+    # By the way to the rest of the world programs find out which address is theirs.
+    command("ip", "-n", host, "route", "replace", "default", "via", plan.host_address)
 
 
 def link_state(plan: Plan, name: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
+from orchestrator.cli.cluster import cluster as cli
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.local_cluster import cluster, processes, store
 from orchestrator.local_cluster.plan import (
@@ -180,9 +181,8 @@ def test_down_is_harmless_where_nothing_is(base: Path) -> None:
     assert json.loads(CliRunner().invoke(app, ["cluster", "status", "-o", "json"]).output) == []
 
 
-@pytest.mark.parametrize(
-    "verb", ["up", "down", "status", "kill", "stop", "start", "add", "cut", "heal", "drain", "exec"]
-)
-def test_every_verb_has_an_example(verb: str) -> None:
-    text = CliRunner().invoke(app, ["cluster", verb, "--help"]).output
-    assert re.search(rf"Example: orchestrator\s+cluster {verb}", text)
+def test_every_verb_has_an_example() -> None:
+    for command in cli.registered_commands:
+        assert command.callback is not None
+        verb = command.name or command.callback.__name__
+        assert re.search(rf"Example: orchestrator cluster {verb}", command.callback.__doc__ or ""), verb
