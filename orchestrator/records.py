@@ -9,6 +9,8 @@ from typing import Any, Literal
 from orchestrator.errors import Cause
 
 Status = Literal["RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
+Wish = Literal["go on", "save", "stop"]
+"""What the driver wants of the workers; "save" is to save and go on, "stop" to save and end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What one rank saw go wrong, and when (seconds since the epoch): the first one is the culprit."""
+    """What one rank saw go wrong, and when (seconds since the epoch): the first one is the culprit.
+
+    `rank` is -1 where no rank is at fault, but what runs them.
+    """
 
     rank: int
     attempt: int
@@ -49,11 +54,31 @@ class Failure:
     traceback: str = ""
     host: str = ""
     exit_code: int = 1
+    node: str = ""
+    """Ray's id of the machine, which the driver fills in."""
+    peer_lost: bool = False
+    """All this rank saw is that another one left: the fault is the other's."""
+    final: bool = False
+    """Another attempt would only meet it again."""
+    process_exit: int | None = None
+    """The exit code that user code asked for (`sys.exit`), or that the process ended with, where it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """A worker's sign that it moves: what it is at, at which optimizer step, and a number that grows with each."""
+
+    phase: Literal["starting", "training", "evaluating", "saving", "finishing"] = "starting"
+    step: int = 0
+    beat: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.phase}, step {self.step}"
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """What a worker sends: points numbered from `first`, and where it stands."""
+    """What a worker sends: points and notices, numbered from `first` and `first_notice`, and where it stands."""
 
     rank: int
     attempt: int
@@ -63,14 +88,16 @@ class Letter:
     failure: Failure | None = None
     notices: tuple[str, ...] = ()
     """What the user should read while the run goes on."""
+    first_notice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The driver's answer: points below `acknowledged` are safe on its disk; `stop` asks to save and end."""
+    """The driver's answer: points below `acknowledged` are safe on its disk, notices below `notices` were shown."""
 
     acknowledged: int
-    stop: bool = False
+    wish: Wish = "go on"
+    notices: int = 0
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "tracking": frozenset({"mlflow", "numpy", "pandas", "requests"}),
     "export": frozenset({"matplotlib", "numpy", "pandas", "pyarrow", "safetensors", "torch"}),
     "runs": frozenset({"psutil", "yaml"}),
+    "recovery": frozenset(),
     "worker": frozenset({"numpy", "torch"}),
     "runners": frozenset({"aiohttp", "psutil", "ray", "requests", "torch"}),
     "scheduling": frozenset({"ray"}),

@@ -46,11 +46,15 @@ def _show(plan: Plan) -> None:
     memory, sizes = plan.memory, plan.worker_batch_sizes
     share = str(sizes[0]) if len(set(sizes)) == 1 else f"{sizes[0]} or {sizes[-1]}"
     each = ", ".join(f"{amount:g} {name}" for name, amount in plan.per_worker.items())
+    least, most = plan.limits
+    workers = (
+        f"{least} × ({each})" if least == most else f"{least} to {most} × ({each}); now {plan.num_workers}"
+    )
     rows = [
         ("where", plan.where),
         ("resources", _amounts(plan.resources)),
         ("free now", _amounts(plan.available)),
-        ("workers", f"{plan.num_workers} × ({each})"),
+        ("workers", workers),
         ("rows", ", ".join(f"{part} {count:,}" for part, count in plan.rows.items())),
         ("task", f"{plan.task}: input {'×'.join(map(str, plan.input_shape))}, {plan.num_outputs} output(s)"),
         ("global batch", f"{plan.global_batch_size} = {plan.num_workers} worker(s) × {share} sample(s)"),

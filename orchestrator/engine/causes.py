@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import time
 import traceback
+from collections.abc import Callable
 
 import torch
 
 from orchestrator.errors import Cause, OrchestratorError
+from orchestrator.records import Failure
 
 _PEER_LOST = (
     "connection closed by peer",
@@ -29,14 +33,17 @@ def cause_of(error: BaseException) -> Cause:
         return error.cause
     if is_out_of_memory(error):
         return "out of memory"
-    text = str(error).lower()
-    if isinstance(error, torch.distributed.DistError | ConnectionError) or (
-        isinstance(error, RuntimeError) and any(sign in text for sign in _PEER_LOST)
-    ):
-        return "hardware"
-    if isinstance(error, OSError):
+    if is_peer_lost(error) or isinstance(error, OSError):
         return "hardware"
     return "user error"
+
+
+def is_peer_lost(error: BaseException) -> bool:
+    """Whether a collective broke, as it does when another rank goes away: the fault is then that rank's."""
+    text = str(error).lower()
+    return isinstance(error, torch.distributed.DistError | ConnectionError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in _PEER_LOST)
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -60,6 +67,27 @@ def mend_of(error: BaseException) -> str:
             f"see {frames[-1].filename}:{frames[-1].lineno}; step through it with --inline" if frames else ""
         )
     return ""
+
+
+def failure_of(
+    error: BaseException, *, rank: int, attempt: int, hide: Callable[[str], str] = lambda text: text
+) -> Failure:
+    """What a rank tells of the error that ends it, as of now. `hide` takes the secrets out of a text."""
+    code = getattr(error, "code", None) if isinstance(error, SystemExit) else None
+    return Failure(
+        rank=rank,
+        attempt=attempt,
+        time_s=time.time(),
+        error=hide(describe(error)),
+        cause=cause_of(error),
+        mend=mend_of(error),
+        traceback=hide("".join(traceback.format_exception(error))),
+        host=socket.gethostname(),
+        exit_code=getattr(error, "exit_code", 1),
+        peer_lost=is_peer_lost(error),
+        final=not getattr(error, "retry", True),
+        process_exit=code if isinstance(code, int) else None,
+    )
 
 
 def describe(error: BaseException) -> str:

@@ -1,8 +1,9 @@
 """The link between a worker and the rest of the world.
 
-A `WorkerLink` knows the worker's rank, world size and device. `log` only appends to a list; a courier thread
-carries what gathered to the driver through a `Channel` and brings back what the driver wants: please stop.
-Nothing that the training calls here waits. Imports: torch, the standard library. No ray, no mlflow.
+A `WorkerLink` knows the worker's rank, world size and device. `log` only appends to a list; what gathered goes to the
+driver in letters, and the replies bring back what the driver wants. Either a courier thread carries the letters
+through a `Channel`, or the driver fetches them itself (`letter`, `accept`). Nothing that the training calls here
+waits. Imports: torch, records, the standard library. No ray, no mlflow.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
-from orchestrator.records import Failure, Letter, Point, Progress, Reply
+from orchestrator.records import Failure, Letter, Point, Progress, Pulse, Reply, Wish
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class Channel(Protocol):
 class WorkerLink:
     """One worker's side. Only rank 0 logs; every rank may report a failure.
 
-    `log`, `progress` and `stop_requested` never wait. Close it in the end: `close` delivers the rest.
+    `log`, `progress`, `beat` and `wish` never wait. Close it in the end: `close` delivers the rest. `fetched`: the
+    driver comes for the letters; else they go through the channel, and without one the link only collects.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class WorkerLink:
         device: torch.device | None = None,
         attempt: int = 1,
         channel: Channel | None = None,
+        fetched: bool = False,
         interval_s: float = 0.5,
     ) -> None:
         self.rank = rank
@@ -49,20 +52,28 @@ class WorkerLink:
         self.local_rank = local_rank
         self.device = device or torch.device("cpu")
         self.attempt = attempt
+        self.pulse = Pulse()
         self._channel = channel
+        self._fetched = fetched
         self._interval_s = interval_s
         self._pending: deque[Point] = deque()
         self._first = 0
         self._progress: Progress | None = None
         self._notices: deque[str] = deque()
+        self._first_notice = 0
+        self.failure: Failure | None = None
         self._stop = threading.Event()
+        self._save = threading.Event()
+        self._last_wish: Wish = "go on"
         self._wake = threading.Event()
-        self._closing = False
+        self._heard = threading.Condition()
+        self._started = self._closing = False
         self._sending = threading.Lock()
         self._courier: threading.Thread | None = None
 
     def start(self) -> WorkerLink:
-        """Start the courier; without a channel the link only collects."""
+        """Start the courier, or let the driver fetch from now on: the attempt's number is known."""
+        self._started = True
         if self._channel is not None and self.rank == 0:
             self._courier = threading.Thread(target=self._carry, name="link-courier", daemon=True)
             self._courier.start()
@@ -81,6 +92,13 @@ class WorkerLink:
     def progress(self, progress: Progress) -> None:
         self._progress = progress
 
+    def beat(
+        self, phase: Literal["starting", "training", "evaluating", "saving", "finishing"], step: int
+    ) -> None:
+        """A sign that this rank moves, at each step and batch; where none comes for long, the driver takes the run
+        for hung."""
+        self.pulse = Pulse(phase, step, self.pulse.beat + 1)
+
     def notice(self, text: str) -> None:
         """Tell the user something while the run goes on: a warning, a decision taken for them."""
         _log.warning("%s", text)
@@ -88,12 +106,23 @@ class WorkerLink:
             self._notices.append(text)
 
     def fail(self, failure: Failure) -> None:
-        """Report a failure at once; the worker is about to end, so this one waits (briefly) for delivery."""
-        self._exchange(failure=failure)
+        """Report a failure at once; the worker is about to end, so a channel's delivery is (briefly) waited for."""
+        self.failure = failure
+        self._exchange()
 
     def stop_requested(self) -> bool:
         """Whether the driver asked this run to save and end. Meaningful on rank 0; ranks must agree on it."""
         return self._stop.is_set()
+
+    def wish(self) -> Wish:
+        """What the driver wants now: "save" once for each time that it asked. Meaningful on rank 0; ranks must
+        agree on it."""
+        if self.stop_requested():
+            return "stop"
+        if self._save.is_set():
+            self._save.clear()
+            return "save"
+        return "go on"
 
     def request_stop(self) -> None:
         self._stop.set()
@@ -102,12 +131,47 @@ class WorkerLink:
         """Points that may not have reached the driver's disk yet: they travel in the checkpoint."""
         return list(self._pending)
 
+    def letter(self) -> Letter | None:
+        """What there is to tell now; None before the start, unless it is a failure."""
+        if not self._started and self.failure is None:
+            return None
+        points, notices = tuple(self._pending), tuple(self._notices)
+        return Letter(
+            self.rank,
+            self.attempt,
+            self._first,
+            points,
+            self._progress,
+            self.failure,
+            notices,
+            self._first_notice,
+        )
+
+    def accept(self, reply: Reply) -> None:
+        """The driver's answer to an earlier letter."""
+        with self._heard:
+            while self._pending and self._first < reply.acknowledged:
+                self._pending.popleft()
+                self._first += 1
+            while self._notices and self._first_notice < reply.notices:
+                self._notices.popleft()
+                self._first_notice += 1
+            if reply.wish == "stop":
+                self._stop.set()
+            elif reply.wish == "save" and self._last_wish != "save":  # the same wish comes with every reply
+                self._save.set()
+            self._last_wish = reply.wish
+            self._heard.notify_all()
+
     def close(self, timeout_s: float = 10.0) -> bool:
         """Deliver what is left; True where all of it was acknowledged."""
         self._closing = True
         self._wake.set()
         if self._courier is not None:
             self._courier.join(timeout_s)
+        elif self._fetched and self._started:
+            with self._heard:
+                self._heard.wait_for(lambda: not self._pending, timeout_s)
         return not self._pending
 
     def _carry(self) -> None:
@@ -119,23 +183,17 @@ class WorkerLink:
             if not self._exchange():
                 time.sleep(0.2)
 
-    def _exchange(self, failure: Failure | None = None) -> bool:
+    def _exchange(self) -> bool:
         if self._channel is None:
             return False
         with self._sending:
-            points = tuple(self._pending)
-            notices = tuple(self._notices)
-            letter = Letter(self.rank, self.attempt, self._first, points, self._progress, failure, notices)
+            letter = self.letter()
+            if letter is None:
+                return False
             try:
                 reply = self._channel.exchange(letter)
             except Exception as error:  # noqa: BLE001 - the driver may be gone; the points stay for the next try
                 _log.debug("a letter to the driver was not delivered: %s", error)
                 return False
-            while self._pending and self._first < reply.acknowledged:
-                self._pending.popleft()
-                self._first += 1
-            for _ in notices:
-                self._notices.popleft()
-            if reply.stop:
-                self._stop.set()
+            self.accept(reply)
             return True

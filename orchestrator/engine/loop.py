@@ -45,6 +45,7 @@ def train(attempt: Attempt, profiler: StepProfiler | None = None) -> Outcome:
                 attempt.window.add(position.step + 1, loss_sum, weight, num_samples, lr)
                 attempt.schedule.step()
                 position.step += 1
+                attempt.link.beat("training", position.step)
                 position.batch += 1
                 position.evaluated = False
                 if profiler is not None:
@@ -56,6 +57,7 @@ def train(attempt: Attempt, profiler: StepProfiler | None = None) -> Outcome:
                 if attempt.window.full or last or due:
                     stopped = _agree(attempt) == "stop"
                 if stopped or (due and not last):
+                    attempt.link.beat("saving", position.step)
                     attempt.save()
                     attempt.window.restart_clock()
         if not stopped:
@@ -116,6 +118,7 @@ def _end_epoch(attempt: Attempt) -> None:
         validate(attempt)
     position.evaluated = True
     if final or attempt.stopped_early or position.epoch % attempt.saving.every_n_epochs == 0:
+        link.beat("saving", position.step)
         attempt.save()
     if link.rank == 0:
         link.log({"epoch": float(position.epoch)}, position.step)
@@ -137,6 +140,7 @@ def validate(attempt: Attempt) -> None:
             precision=attempt.precision,
             placement=attempt.placement,
             batch_size=attempt.microbatch_size,
+            on_batch=lambda: link.beat("evaluating", attempt.position.step),
         )
     attempt.metrics = evaluation.named("val")
     link.log(attempt.metrics, attempt.position.step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -83,6 +83,7 @@ class TrainContext:
             pin=self.device.type == "cuda",
         ) as items:
             for item in items:
+                self._beat("training")
                 yield training_batch(recipe, self.placement, item.wanted.batches[0], epoch, item.batches[0])
 
     def validation(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -103,6 +104,7 @@ class TrainContext:
             pin=self.device.type == "cuda",
         ) as items:
             for item in items:
+                self._beat("evaluating")
                 (batch,) = item.batches
                 inputs = self.recipe.pipeline.transform(self.placement.put(batch.features))
                 targets = self.recipe.pipeline.transform_targets(self.placement.put(batch.targets))
@@ -110,15 +112,18 @@ class TrainContext:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics at a step; only rank 0's are kept. Never waits."""
+        self._beat("training", step)
         self.link.log(metrics, step)
 
     def progress(self, *, epoch: int, step: int, train_loss: float | None = None) -> None:
         """Show where the run stands."""
         train, total = self.recipe.train, self.recipe.total_steps
+        self._beat("training", step)
         self.link.progress(Progress(epoch + 1, train.max_epochs, step, total, train_loss=train_loss))
 
     def should_stop(self) -> bool:
         """Whether to save and return now (a stop was asked for). Collective: call it on all ranks alike."""
+        self._beat("training")
         return bool(collectives.broadcast_object(self.link.stop_requested()))
 
     def save(
@@ -130,11 +135,16 @@ class TrainContext:
         hold can be read again, no other objects.
         """
         self.position = Position(epoch=epoch, step=step, evaluated=bool(metrics))
+        self._beat("saving", step)
         if self.rank == 0:
             self.store.save(
                 dict(owners), step=step, epoch=epoch, attempt=self.link.attempt, metrics=metrics or {}
             )
         collectives.barrier()
+
+    def _beat(self, phase: Literal["training", "evaluating", "saving"], step: int | None = None) -> None:
+        """Each call of the function's into this context shows that it moves."""
+        self.link.beat(phase, self.link.pulse.step if step is None else step)
 
     def restore(self) -> dict[str, Any] | None:
         """The states of the newest checkpoint, with `position` set to it; None where the run is new. Collective."""

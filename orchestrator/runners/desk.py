@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from orchestrator.records import Failure, Letter, Point, Progress, Reply
+from orchestrator.records import Failure, Letter, Point, Progress, Reply, Wish
 
 
 class Desk:
@@ -24,9 +24,9 @@ class Desk:
         self._record = record
         self._on_progress = on_progress
         self._on_notice = on_notice
-        self._noticed: set[tuple[int, str]] = set()
         self._lock = threading.Lock()
         self._received: dict[int, int] = {}
+        self._noticed: dict[int, int] = {}
         self._stop = False
         self.failures: list[Failure] = []
         self.progress: Progress | None = None
@@ -45,12 +45,8 @@ class Desk:
         with self._lock:
             if self.first_letter_s is None:
                 self.first_letter_s = time.time()
-            if letter.failure is not None:
+            if letter.failure is not None and letter.failure not in self.failures:  # a letter may come twice
                 self.failures.append(letter.failure)
-            for text in letter.notices:
-                if self._on_notice is not None and (letter.attempt, text) not in self._noticed:
-                    self._noticed.add((letter.attempt, text))  # a letter may come twice
-                    self._on_notice(text)
             if letter.rank == 0:
                 self.attempt = max(self.attempt, letter.attempt)
                 received = self._received.get(letter.attempt, 0)
@@ -58,8 +54,20 @@ class Desk:
                 if fresh:
                     self._record(fresh)
                 self._received[letter.attempt] = max(received, letter.first + len(letter.points))
+                self._show_notices(letter)
                 if letter.progress is not None and letter.progress != self.progress:
                     self.progress = letter.progress
                     if self._on_progress is not None:
                         self._on_progress(letter.progress)
-            return Reply(self._received.get(letter.attempt, 0), self._stop)
+            return self._reply(letter.attempt)
+
+    def _show_notices(self, letter: Letter) -> None:
+        shown = self._noticed.get(letter.attempt, 0)
+        for text in letter.notices[max(0, shown - letter.first_notice) :]:
+            if self._on_notice is not None:
+                self._on_notice(text)
+        self._noticed[letter.attempt] = max(shown, letter.first_notice + len(letter.notices))
+
+    def _reply(self, attempt: int) -> Reply:
+        wish: Wish = "stop" if self._stop else "go on"
+        return Reply(self._received.get(attempt, 0), wish, self._noticed.get(attempt, 0))

@@ -46,7 +46,8 @@ from orchestrator.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from orchestrator.data.prepared.prepared import Prepared
-    from orchestrator.spec import LoadedSpec
+    from orchestrator.runners.ray_workers.staff import Staff
+    from orchestrator.spec import JobSpec, LoadedSpec
     from orchestrator.worker import WorkerTask
 
 _log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def run_job(
     secrets = secret_values(loaded.spec)
     watch = Watch(observer or Silent(), functools.partial(redact, secrets=list(secrets.values())))
     with environment(secrets), contextlib.ExitStack() as stack:
-        prepared, choice = _prepare(job, watch, stack, fresh=fresh, resume=resume)
+        prepared, choice, staff = _prepare(job, watch, stack, fresh=fresh, resume=resume)
         run = choice.run
         watch.heartbeat = Heartbeat(run, choice.claim, watch.last_progress, watch.ask_to_stop)
         stack.enter_context(watch.heartbeat)
@@ -86,7 +87,7 @@ def run_job(
         tracker = _open_tracker(job, run)
         record_data(tracker, loaded, run, prepared)
         with stop_signals(watch.ask_to_stop):
-            verdict = _execute(job, run, prepared, tracker, watch)
+            verdict = _execute(job, run, prepared, tracker, watch, staff)
         result = _conclude(job, run, prepared, tracker, verdict, time.monotonic() - began, watch)
     for line in close_books(job.storage, now_s=time.time()):
         watch.say(line)
@@ -94,9 +95,14 @@ def run_job(
 
 
 def _prepare(
-    job: Job, watch: Watch, stack: contextlib.ExitStack, *, fresh: bool, resume: str | None
-) -> tuple[Prepared, Choice]:
-    """Start Ray and prepare the data at the same time, then choose the run."""
+    job: Job,
+    watch: Watch,
+    stack: contextlib.ExitStack,
+    *,
+    fresh: bool,
+    resume: str | None,
+) -> tuple[Prepared, Choice, Staff | None]:
+    """Start Ray and prepare the data at the same time, then choose the run. The workers come up meanwhile."""
     from orchestrator.data.preparing.prepare import discard
     from orchestrator.data.sources.fingerprint import fingerprint, memo_file
     from orchestrator.imports import add_search_paths, check_object
@@ -114,13 +120,14 @@ def _prepare(
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-init-"))
         initial = fetch_initial(spec.init_from, job.storage, job.tracking_uri, Path(scratch))
     identity = identify(spec, source, loaded.search_paths, initial.sha256 if initial else "")
-    there: Future[None] = Future()  # Ray is
+    there: Future[Staff] = Future()  # Ray is, and the workers are on their way
+    staff = None
     with ThreadPoolExecutor(2, thread_name_prefix="prepare") as pool:
         preparing: Future[Prepared] = pool.submit(
             prepare_data,
             job,
             fingerprint=source,
-            cluster=None if job.inline else there.result,
+            cluster=None if job.inline else functools.partial(_cluster_for_data, there),
             say=watch.say,
         )
         if not job.inline:
@@ -129,17 +136,33 @@ def _prepare(
             try:
                 stack.enter_context(connected(spec, job.address))
                 check_fits(spec)
+                staff = _open_staff(spec, stack)
             except BaseException as error:
                 there.set_exception(error)  # preparation may wait for it
                 raise
-            there.set_result(None)
+            there.set_result(staff)
         prepared = preparing.result()
     stack.callback(discard, spec.data, job.storage, prepared)
     choice = choose_run(job.storage, spec, identity, fresh=fresh, resume=resume)
     stack.callback(release_claim, choice.run, choice.claim)
     if initial is not None:
         place_initial(initial, choice.run)
-    return prepared, choice
+    return prepared, choice, staff
+
+
+def _open_staff(spec: JobSpec, stack: contextlib.ExitStack) -> Staff:
+    """Let the workers' processes come up, and import what they need, while the data is prepared."""
+    from orchestrator.runners.ray_workers.staff import Staff
+
+    staff = Staff(spec.resources)
+    stack.callback(staff.close)
+    staff.open_early()
+    return staff
+
+
+def _cluster_for_data(there: Future[Staff]) -> None:
+    """Wait for Ray, where it shall prepare the data: the workers' places are given back for so long."""
+    there.result().close()
 
 
 def _open_tracker(job: Job, run: RunFolder) -> Tracker:
@@ -160,7 +183,9 @@ def _open_tracker(job: Job, run: RunFolder) -> Tracker:
     return tracker
 
 
-def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, watch: Watch) -> Verdict:
+def _execute(
+    job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, watch: Watch, staff: Staff | None
+) -> Verdict:
     """Train; whatever happens becomes a verdict."""
     from orchestrator.data.preparing.prepare import prepared_folder
     from orchestrator.runners.desk import Desk
@@ -174,12 +199,12 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, wat
     prepared_uri = prepared_folder(job.storage, prepared.manifest.key).uri
     task = WorkerTask(job.loaded.spec, run, prepared_uri, search_paths(job))
     try:
-        if job.inline:
+        if staff is None:
             status = run_inline(task, desk)
         else:
-            from orchestrator.runners.ray_workers.train import run_ray_train
+            from orchestrator.runners.ray_workers.supervise import run_ray
 
-            status = run_ray_train(task, desk, embedded=job.embedded)
+            status = run_ray(task, desk, staff, say=watch.say, embedded=job.embedded)
     except KeyboardInterrupt:
         return verdicts.stopped("killed", 130, _saved_step(task))
     except Exception as error:  # noqa: BLE001 - whatever ends a run becomes its verdict
@@ -190,7 +215,7 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, tracker: Tracker, wat
         _log.info("the run ended", exc_info=error)
         if watch.stop is not None:
             return verdicts.stopped(*watch.stop, _saved_step(task))
-        return _hidden(verdicts.failed(error, desk.failures, getattr(error, "failure", None)), watch.redact)
+        return _hidden(verdicts.failed(error, desk.failures), watch.redact)
     if status == "completed":
         return verdicts.succeeded((run.read_result() or {}).get("metrics", {}), time.monotonic() - began)
     return verdicts.stopped(*(watch.stop or ("stopped", 143)), _saved_step(task))

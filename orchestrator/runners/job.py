@@ -55,8 +55,8 @@ def resolve_job(loaded: LoadedSpec, *, inline: bool, address: str | None) -> Job
     """Raises UsageError for places and addresses that cannot be used, or not together."""
     if inline and address:
         raise UsageError("--inline runs in this process; it takes no --address")
-    if inline and loaded.spec.resources.num_workers > 1:
-        _log.info("--inline trains as one worker, not %d", loaded.spec.resources.num_workers)
+    if inline and loaded.spec.resources.max_workers > 1:
+        _log.info("--inline trains as one worker, not %s", loaded.spec.resources.num_workers)
     in_job = inside_ray_job()
     storage = resolve_storage(loaded.spec.storage, in_job=in_job)
     return Job(

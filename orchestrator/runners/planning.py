@@ -5,13 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.recovery.sizing import NodeFacts, fitting, why_waiting, worth_waiting
 from orchestrator.runners.environment import environment
 from orchestrator.runners.preparing import data_job, prepare_data
-from orchestrator.runners.ray_workers.start import check_fits, cluster_address, inside_ray_job
+from orchestrator.runners.ray_workers.start import (
+    check_fits,
+    cluster_address,
+    connected_nodes,
+    embedded_cpus,
+    inside_ray_job,
+    sum_up,
+)
 
 if TYPE_CHECKING:
     from orchestrator.engine.device.memory import MemoryEstimate
@@ -30,6 +38,9 @@ class Plan:
     available: Mapping[str, float]
     """What is free of it at this moment."""
     num_workers: int
+    """With how many workers the run would start now; where none fit, the fewest that it waits for."""
+    limits: tuple[int, int]
+    """The fewest and the most workers; equal unless the run is elastic."""
     per_worker: Mapping[str, float]
     rows: Mapping[str, int]
     task: str
@@ -66,14 +77,15 @@ def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
 
     spec = loaded.spec
     add_search_paths(loaded.search_paths)
-    where, total, available = _resources(cluster_address(address))
+    where, nodes = _nodes(cluster_address(address))
     if where != _HERE:
-        check_fits(spec, total)
+        check_fits(spec, nodes)
+    num_workers = _fitting(spec, where, nodes) or spec.resources.min_workers
     job = data_job(loaded, None)
     with environment(secret_values(spec)):
         prepared = prepare_data(job, say=_log.info)
     recipe = build_recipe(spec, prepared)
-    sizes = share_sizes(spec.train.global_batch_size, spec.resources.num_workers)
+    sizes = share_sizes(spec.train.global_batch_size, num_workers)
     microbatch = min(spec.train.microbatch_size or sizes[0], sizes[0])
     memory = estimate_memory(recipe, microbatch)
     rows = prepared.manifest.rows["train"]
@@ -81,9 +93,10 @@ def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
     discard(spec.data, job.storage, prepared)
     return Plan(
         where=where,
-        resources=total,
-        available=available,
-        num_workers=spec.resources.num_workers,
+        resources=sum_up(node.total for node in nodes),
+        available=sum_up(node.free for node in nodes if not node.draining),
+        num_workers=num_workers,
+        limits=spec.resources.limits,
         per_worker=spec.resources.per_worker(),
         rows=prepared.manifest.rows,
         task=prepared.manifest.task,
@@ -100,8 +113,8 @@ def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
         epochs=math.ceil(recipe.total_steps / steps),
         total_steps=recipe.total_steps,
         memory=memory,
-        total_memory_bytes=memory.total_bytes * spec.resources.num_workers,
-        notes=tuple(_notes(spec, where, total, available, rows, sizes)),
+        total_memory_bytes=memory.total_bytes * num_workers,
+        notes=(*_notes_on_size(spec, where, nodes), *_notes_on_batches(spec, rows)),
     )
 
 
@@ -116,7 +129,8 @@ def share_sizes(batch_size: int, num_workers: int) -> tuple[int, ...]:
 _HERE = "this machine (embedded Ray)"
 
 
-def _resources(address: str | None) -> tuple[str, dict[str, float], dict[str, float]]:
+def _nodes(address: str | None) -> tuple[str, list[NodeFacts]]:
+    """Where the run would be, and the nodes there."""
     if address is None and not inside_ray_job():
         import psutil
         import torch
@@ -124,36 +138,53 @@ def _resources(address: str | None) -> tuple[str, dict[str, float], dict[str, fl
         here = {"CPU": float(os.cpu_count() or 1), "memory": float(psutil.virtual_memory().total)}
         if torch.cuda.is_available():
             here["GPU"] = float(torch.cuda.device_count())
-        return _HERE, here, {**here, "memory": float(psutil.virtual_memory().available)}
-    from orchestrator.runners.ray_workers.start import connected_resources
+        free = {**here, "memory": float(psutil.virtual_memory().available)}
+        return _HERE, [NodeFacts("here", here, free, name=_HERE)]
+    return connected_nodes(address)
 
-    return connected_resources(address)
+
+def _fitting(spec: JobSpec, where: str, nodes: Sequence[NodeFacts]) -> int:
+    """How many workers fit now; 0 where the run would wait."""
+    resources = spec.resources
+    if where == _HERE:  # workers may share CPUs
+        nodes = [replace(node, free={**node.free, "CPU": float(embedded_cpus(spec))}) for node in nodes]
+    return fitting(nodes, resources.bundle(), resources.limits, (), resources.placement_strategy)
 
 
-def _notes(
-    spec: JobSpec,
-    where: str,
-    total: Mapping[str, float],
-    available: Mapping[str, float],
-    rows: int,
-    sizes: tuple[int, ...],
-) -> list[str]:
-    notes = []
-    workers, per_worker = spec.resources.num_workers, spec.resources.per_worker()
-    for name, amount in per_worker.items():
-        needed = amount * workers
-        if where == _HERE and needed > total.get(name, 0.0):
-            notes.append(
-                f"{workers} workers share {total.get(name, 0.0):g} {name} here; they ask for {needed:g}"
-            )
-        elif needed > available.get(name, 0.0):
-            notes.append(
-                f"{needed:g} {name} are needed and {available.get(name, 0.0):g} are free: the run would wait"
-            )
-    if spec.train.global_batch_size > rows:
-        notes.append(
-            f"the global batch of {spec.train.global_batch_size} is larger than the {rows} training rows"
-        )
-    if 0 in sizes:
+def _notes_on_size(spec: JobSpec, where: str, nodes: Sequence[NodeFacts]) -> list[str]:
+    resources = spec.resources
+    (least, most), bundle, fits = resources.limits, resources.bundle(), _fitting(spec, where, nodes)
+    if where == _HERE:
+        [here] = nodes
+        return [
+            f"{fits or least} workers share {here.total.get(name, 0.0):g} {name} here; they ask for {needed:g}"
+            for name, needed in ((name, amount * (fits or least)) for name, amount in bundle.items())
+            if needed > here.total.get(name, 0.0)
+        ]
+    if fits == 0:
+        why = why_waiting(nodes, bundle, least, (), resources.placement_strategy)
+        return [f"the run would wait, at most {resources.start_timeout:g} s: {why}"]
+    if fits == most:
+        return []
+    if worth_waiting(nodes, bundle, resources.limits, (), resources.placement_strategy):
+        return [
+            f"{fits} of {most} workers fit now: the run would wait {resources.wait_for_max:g} s for more, begin with "
+            "those that fit, and grow later"
+        ]
+    return [
+        f"{fits} of {most} workers fit on this cluster: the run would begin with them, and grow if nodes come"
+    ]
+
+
+def _notes_on_batches(spec: JobSpec, rows: int) -> list[str]:
+    notes, batch_size = [], spec.train.global_batch_size
+    if batch_size > rows:
+        notes.append(f"the global batch of {batch_size} is larger than the {rows} training rows")
+    least, most = spec.resources.limits
+    if batch_size < least:
         notes.append("some workers get no samples: the global batch is smaller than the number of workers")
+    elif batch_size < most:
+        notes.append(
+            f"with more than {batch_size} workers some get no samples: lower the largest number of workers"
+        )
     return notes

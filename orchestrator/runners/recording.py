@@ -141,7 +141,7 @@ def _description(
         classes=manifest.classes,
         model=spec.model.name,
         num_parameters=result.get("num_parameters"),
-        num_workers=result.get("world_size", spec.resources.num_workers),
+        num_workers=result.get("world_size", spec.resources.max_workers),
         global_batch_size=spec.train.global_batch_size,
         epochs=result.get("epoch", progress.epoch if progress else 0),
         steps=result.get("step", progress.step if progress else 0),

@@ -27,25 +27,23 @@ def stopped(why: str, exit_code: int, step: int) -> Verdict:
     )
 
 
-def failed(error: BaseException, failures: Sequence[Failure], seen_by_ray: Failure | None = None) -> Verdict:
+def failed(error: BaseException, failures: Sequence[Failure]) -> Verdict:
     """The verdict names the rank that failed first, not the last to notice.
 
-    A rank whose process died could not report; Ray saw it (`seen_by_ray`). What other ranks report then is
-    that their peer is gone. Of the last attempt's reports, a broken collective counts only if all are such.
+    Where the error knows who it was, as that of a group of workers does, this counts (`error.failure`); else the first
+    of the newest attempt's reports.
     """
-    culprit = seen_by_ray
-    if failures:
+    culprit: Failure | None = getattr(error, "failure", None)
+    if culprit is None and failures:
         last = [failure for failure in failures if failure.attempt == max(f.attempt for f in failures)]
-        own = [failure for failure in last if failure.cause != "hardware"]
-        if own or culprit is None:
-            culprit = min(own or last, key=lambda failure: failure.time_s)
+        culprit = min(last, key=lambda failure: failure.time_s)
     if culprit is not None:
         return Verdict(
             "FAILED",
             culprit.exit_code,
             culprit.error,
             cause=culprit.cause,
-            rank=culprit.rank,
+            rank=culprit.rank if culprit.rank >= 0 else None,
             mend=culprit.mend,
         )
     if isinstance(error, OrchestratorError):

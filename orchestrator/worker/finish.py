@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,6 +52,8 @@ def finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Outc
             val_loss=attempt.metrics.get("val/loss"),
         )
     )
+    step = attempt.position.step
+    link.beat("finishing", step)
     best = _load_best(attempt)
     with attempt.ema.swap() if attempt.ema else contextlib.nullcontext():
         test = _test(
@@ -61,6 +63,7 @@ def finish(task: WorkerTask, attempt: Attempt, prepared: Prepared, outcome: Outc
             attempt.placement,
             attempt.precision,
             attempt.microbatch_size,
+            lambda: link.beat("finishing", step),
         )
         weights = model_state(attempt.parallel)
         if attempt.ema:  # the state shares the model's memory, which gets its own weights back
@@ -79,7 +82,11 @@ def finish_own(
     if model is not None:
         precision = resolve_precision(recipe.train.precision, link.device)
         size = recipe.train.microbatch_size or recipe.train.global_batch_size
-        test = _test(model, recipe, prepared, context.placement, precision, size)
+        step = context.position.step
+        link.beat("finishing", step)
+        test = _test(
+            model, recipe, prepared, context.placement, precision, size, lambda: link.beat("finishing", step)
+        )
     if link.rank == 0:
         weights = model.state_dict() if model is not None else None
         ending = _Ending(outcome, context.position, context.store.best(), stopped_early=False)
@@ -159,6 +166,7 @@ def _test(
     placement: Placement,
     precision: Precision,
     batch_size: int,
+    on_batch: Callable[[], None],
 ) -> Evaluation | None:
     if not prepared.manifest.rows["test"]:
         return None
@@ -173,4 +181,5 @@ def _test(
         precision=precision,
         batch_size=batch_size,
         detailed=True,
+        on_batch=on_batch,
     )

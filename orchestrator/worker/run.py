@@ -9,9 +9,7 @@ import contextlib
 import functools
 import logging
 import os
-import socket
 import time
-import traceback
 from collections.abc import Iterator
 
 import torch
@@ -19,7 +17,7 @@ import torch
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.engine import collectives
 from orchestrator.engine.attempt import Attempt, start_attempt
-from orchestrator.engine.causes import cause_of, describe, is_out_of_memory, mend_of
+from orchestrator.engine.causes import failure_of, is_out_of_memory
 from orchestrator.engine.checkpoint import CheckpointStore
 from orchestrator.engine.link import WorkerLink
 from orchestrator.engine.loop import Outcome, train
@@ -32,7 +30,7 @@ from orchestrator.engine.warmup import too_large
 from orchestrator.imports import add_search_paths
 from orchestrator.models.init_from import placed_weights
 from orchestrator.monitor.rank_log import rank_log
-from orchestrator.records import Failure, Progress
+from orchestrator.records import Progress
 from orchestrator.runs.folder import RunFolder
 from orchestrator.spec import redact, secret_values
 from orchestrator.storage import Folder
@@ -72,19 +70,7 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
                 _log.info("rank %d failed", link.rank, exc_info=True)
                 raise
     except BaseException as error:
-        link.fail(
-            Failure(
-                rank=link.rank,
-                attempt=link.attempt,
-                time_s=time.time(),
-                error=hide(describe(error)),
-                cause=cause_of(error),
-                mend=mend_of(error),
-                traceback=hide(traceback.format_exc()),
-                host=socket.gethostname(),
-                exit_code=getattr(error, "exit_code", 1),
-            )
-        )
+        link.fail(failure_of(error, rank=link.rank, attempt=link.attempt, hide=hide))
         raise
     finally:
         link.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,13 +53,14 @@ def evaluate(
     batch_size: int,
     detailed: bool = False,
     precision: Precision | None = None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate in eval mode; collective. `batch_size` is per rank. The model is left in train mode.
 
     The loss is weighted as in training: (sum of losses) / (sum of weights) over all ranks. All ranks call the
     model equally often, as a sharded model needs it: a rank without rows left takes part with one row that
     counts nothing. `detailed` adds what pictures show: the confusion matrix of classes, or the predictions of
-    a regression. `precision` is that of the forward pass, by default fp32.
+    a regression. `precision` is that of the forward pass, by default fp32. `on_batch` is called with each batch.
     """
     num_rows, num_ranks = part.num_rows, collectives.world_size()
     metrics = MetricSet(
@@ -91,6 +92,7 @@ def evaluate(
         pin=placement.device.type == "cuda",
     ) as items:
         for item in items:
+            on_batch()
             (batch,), rows = item.batches, item.wanted.rows
             inputs = placement.lay_out(pipeline.transform(placement.put(batch.features)))
             with precision.autocast() if precision else contextlib.nullcontext():

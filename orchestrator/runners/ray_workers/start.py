@@ -8,12 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Infeasible, OrchestratorError, UsageError
+from orchestrator.recovery.sizing import NodeFacts, fitting, why_waiting
+from orchestrator.runners.ray_workers.nodes import node_facts
 
 if TYPE_CHECKING:
     from orchestrator.spec import JobSpec
@@ -78,8 +83,7 @@ def start_ray(spec: JobSpec, address: str | None) -> bool:
     }
     if address is None and not inside_ray_job():
         _local_sockets()
-        per_worker = spec.resources.per_worker()
-        cpus = max(os.cpu_count() or 1, round(spec.resources.num_workers * per_worker["CPU"] + 0.499))
+        cpus = embedded_cpus(spec)
         if env_vars:
             common["runtime_env"] = {"env_vars": env_vars}
         # "local": another Ray on this machine is not joined by accident.
@@ -118,47 +122,63 @@ def _local_sockets() -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if os.uname().sysname == "Linux" else "lo0")
 
 
-def check_fits(spec: JobSpec, total: Mapping[str, float] | None = None) -> None:
-    """Raise Infeasible where the cluster can never hold the workers; Ray itself would wait for ever.
+def embedded_cpus(spec: JobSpec) -> int:
+    """The CPUs that a Ray of our own says it has: this machine's, or as many as the fewest workers ask for, who then
+    share them."""
+    return max(
+        os.cpu_count() or 1, math.ceil(spec.resources.min_workers * spec.resources.per_worker()["CPU"])
+    )
 
-    `total` are the cluster's resources, by default those of the connected one.
+
+def check_fits(spec: JobSpec, nodes: Sequence[NodeFacts] | None = None) -> None:
+    """Raise Infeasible where the cluster can never hold the (fewest) workers; Ray itself would wait for ever.
+
+    `nodes` are the cluster's, by default those of the connected one. All that others hold counts as free here.
     """
-    if spec.resources.autoscaling:
+    resources = spec.resources
+    if resources.autoscaling:
         return
-    if total is None:
-        import ray
-
-        total = ray.cluster_resources()
-    wanted = spec.resources.per_worker()
-    if spec.resources.accelerator_type:
-        wanted[f"accelerator_type:{spec.resources.accelerator_type}"] = 0.001
-    for name, amount in wanted.items():
-        needed, there = amount * spec.resources.num_workers, total.get(name, 0.0)
-        if needed > there + 1e-9:
+    nodes = node_facts() if nodes is None else nodes
+    empty = [replace(node, free=node.total, draining=False) for node in nodes]
+    least, bundle = resources.min_workers, resources.bundle()
+    if fitting(empty, bundle, (least, least), (), resources.placement_strategy):
+        return
+    mend = (
+        "lower resources.num_workers or resources.resources_per_worker, or set resources.autoscaling: "
+        "true where the cluster can grow"
+    )
+    total = sum_up(node.total for node in nodes)
+    for name, amount in bundle.items():
+        if amount * least > total.get(name, 0.0) + 1e-9:
             raise Infeasible(
-                f"resources: {spec.resources.num_workers} workers of {amount:g} {name} need {needed:g} {name}, "
-                f"but the cluster has {there:g}",
-                "lower resources.num_workers or resources.resources_per_worker, or set resources.autoscaling: "
-                "true where the cluster can grow",
+                f"resources: {least} {'worker' if least == 1 else 'workers'} of {amount:g} {name} need "
+                f"{amount * least:g} {name}, but the cluster has {total.get(name, 0.0):g}",
+                mend,
             )
+    raise Infeasible(
+        "resources: the workers do not fit on the cluster's nodes, not even when these are empty: "
+        + why_waiting(empty, bundle, least, (), resources.placement_strategy),
+        mend,
+    )
 
 
-def connected_resources(address: str | None) -> tuple[str, dict[str, float], dict[str, float]]:
-    """A cluster's address, all its resources and the free ones, by a short connection.
+def sum_up(amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The resources of several nodes together."""
+    total: Counter[str] = Counter()
+    for one in amounts:
+        total.update(one)
+    return dict(total)
 
-    Raises NoCluster where it does not answer.
-    """
+
+def connected_nodes(address: str | None) -> tuple[str, list[NodeFacts]]:
+    """A cluster's address and its nodes, by a short connection. Raises NoCluster where it does not answer."""
     import ray
 
     ours = not ray.is_initialized()
     if ours:
         _connect(address, {"log_to_driver": False, "logging_level": logging.ERROR})
     try:
-        return (
-            ray.get_runtime_context().gcs_address,
-            {name: float(amount) for name, amount in ray.cluster_resources().items()},
-            {name: float(amount) for name, amount in ray.available_resources().items()},
-        )
+        return ray.get_runtime_context().gcs_address, node_facts()
     finally:
         if ours:
             ray.shutdown()

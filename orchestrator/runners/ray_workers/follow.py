@@ -1,0 +1,202 @@
+"""One attempt from the driver's side: poll the ranks until they are done, one fails, or nothing moves. Imports: ray.
+
+What it finds is given back as data; what follows from it is decided in `supervise`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from orchestrator.records import Failure, Pulse, Reply, Wish
+from orchestrator.recovery.sizing import Resize
+from orchestrator.runners.desk import Desk
+from orchestrator.runners.ray_workers.blame import culprit
+from orchestrator.runners.ray_workers.group import Group
+from orchestrator.runners.ray_workers.hangs import HangWatch, where_they_stand
+from orchestrator.runners.ray_workers.process import Stacks
+
+_log = logging.getLogger(__name__)
+POLL_S = 0.2
+COLLECT_S = 2.0
+"""How long the other ranks may take to tell what they saw, after the first failure."""
+QUIET_S = 1.0
+"""Earlier, where for so long none told anything."""
+_STACKS_S = 5.0
+_SILENT_S = 0.8
+
+
+@dataclass(frozen=True)
+class Done:
+    """All ranks came to the end together: 'completed' or 'stopped'; or they were killed after the time to save."""
+
+    status: str
+    world_size: int
+    resize: Resize | None = None
+    """Why they were stopped, where it was to change their number or place."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The attempt failed: the culprit, what every rank saw, and what all were at, if it hung.
+
+    `keepable` are ranks whose processes can take the next attempt: they ended by themselves, since another one left.
+    `died` and `silent` are ranks whose process is gone, or does not answer.
+    """
+
+    culprit: Failure
+    seen: dict[int, Failure]
+    attempt: int
+    keepable: list[int]
+    died: frozenset[int] = frozenset()
+    silent: frozenset[int] = frozenset()
+    stacks: dict[int, Stacks] = field(default_factory=dict)
+
+
+class Follower:
+    """Follows one attempt. `look_for_resize` is asked now and then whether the group should change its size."""
+
+    def __init__(
+        self,
+        group: Group,
+        desk: Desk,
+        world_size: int,
+        *,
+        hang_timeout_s: float,
+        stop_grace_s: float,
+        look_for_resize: Callable[[], Resize | None],
+    ) -> None:
+        self._group, self._desk = group, desk
+        self._hangs = HangWatch(hang_timeout_s, time.monotonic())
+        self._hang_timeout_s, self._stop_grace_s = hang_timeout_s, stop_grace_s
+        self._look_for_resize = look_for_resize
+        self._world_size = world_size
+        self._running = set(range(world_size))
+        self._pulses: dict[int, Pulse] = {}
+        self._replies: dict[int, Reply] = {}
+        self._results: dict[int, object] = {}
+        self._reported: dict[int, Failure] = {}
+        self._died: dict[int, Failure] = {}
+        self._attempt = 0
+        self._resize: Resize | None = None
+
+    def follow(self, failed_to_begin: dict[int, Failure]) -> Done | Broken:
+        """Poll until the attempt is over. All letters go to the desk, which also knows of a wish to stop."""
+        self._died.update(failed_to_begin)
+        self._running -= failed_to_begin.keys()
+        stop_s: float | None = None
+        while self._running and not (self._reported or self._died):
+            began_s = time.monotonic()
+            self._look()
+            if self._desk.stop_requested:
+                stop_s = began_s if stop_s is None else stop_s
+                if began_s - stop_s > self._stop_grace_s:
+                    _log.error("the workers did not save within failure.stop_grace, and are killed")
+                    return Done("stopped", self._world_size)
+            elif self._resize is None:
+                self._resize = self._look_for_resize()
+            if (still_s := self._hangs.stuck_s(began_s)) is not None:
+                return self._hung(still_s)
+            if self._running and not (self._reported or self._died):
+                time.sleep(max(0.0, POLL_S - (time.monotonic() - began_s)))
+        if self._reported or self._died:
+            return self._broken()
+        return Done(str(self._results[0]), self._world_size, self._resize)
+
+    def _look(self) -> None:
+        for rank, told in self._group.poll(self._replies, POLL_S).items():
+            if isinstance(told, Failure):
+                self._died[rank] = told
+                self._running.discard(rank)
+                continue
+            self._pulses[rank] = told.pulse
+            self._hangs.note(rank, told.pulse, time.monotonic())
+            if told.letter is not None:
+                self._attempt = max(self._attempt, told.letter.attempt)
+                reply = self._desk.exchange(told.letter)
+                self._replies[rank] = replace(reply, wish=self._wish(reply.wish))
+                if told.letter.failure is not None:
+                    self._note(rank, told.letter.failure)
+            if told.ended is not None:
+                self._running.discard(rank)
+                if told.ended.failure is not None:
+                    self._note(rank, told.ended.failure)
+                else:
+                    self._results[rank] = told.ended.result
+
+    def _wish(self, wish: Wish) -> Wish:
+        return "stop" if self._resize is not None else wish
+
+    def _note(self, rank: int, failure: Failure) -> None:
+        self._reported[rank] = replace(failure, node=self._group.facts_of(rank).node)
+
+    def _broken(self) -> Broken:
+        """Give the other ranks a little time to tell what they saw."""
+        first_s = news_s = time.monotonic()
+        while self._running and (now_s := time.monotonic()) < min(first_s + COLLECT_S, news_s + QUIET_S):
+            running = len(self._running)
+            self._look()
+            if len(self._running) < running:
+                news_s = time.monotonic()
+            elif self._running:
+                time.sleep(max(0.0, POLL_S / 4 - (time.monotonic() - now_s)))
+        wall_s = time.time()
+        silent = {
+            rank: Failure(
+                rank=rank,
+                attempt=self._attempt,
+                time_s=self._group.answered_s(rank),
+                error=f"the worker on {self._group.facts_of(rank).host} does not answer: its node may be lost",
+                cause="hardware",
+                mend="run again: it resumes",
+                host=self._group.facts_of(rank).host,
+                node=self._group.facts_of(rank).node,
+            )
+            for rank in self._running
+            if wall_s - self._group.answered_s(rank) > _SILENT_S
+        }
+        guilty = culprit(self._reported, self._died, silent)
+        well = {rank for rank, failure in self._reported.items() if failure.peer_lost} | self._results.keys()
+        return Broken(
+            culprit=replace(guilty, attempt=guilty.attempt or self._attempt),
+            seen={**self._reported, **self._died, **silent},
+            attempt=self._attempt,
+            keepable=sorted(well - self._running - self._died.keys() - {guilty.rank}),
+            died=frozenset(self._died),
+            silent=frozenset(silent),
+        )
+
+    def _hung(self, still_s: float) -> Broken:
+        stacks = self._group.stacks(_STACKS_S)
+        frames = {rank: one.frame for rank, one in stacks.items()}
+        where = where_they_stand(self._pulses, frames)
+        _log.error("nothing has moved for %.0f s: %s", still_s, where)
+        rank = self._latecomer(frames)
+        facts = self._group.facts_of(rank)
+        failure = Failure(
+            rank=rank,
+            attempt=self._attempt,
+            time_s=time.time(),
+            error=f"no rank has moved for {still_s:.0f} s (failure.hang_timeout: {self._hang_timeout_s:g} s): {where}",
+            cause="hardware",
+            mend="look at the stacks of all ranks in the run's logs",
+            host=facts.host,
+            node=facts.node,
+        )
+        return Broken(failure, {rank: failure}, self._attempt, [], stacks=stacks)
+
+    def _latecomer(self, frames: dict[int, str]) -> int:
+        """The rank that the others seem to wait for: one that does not answer, or stands in no collective, or is
+        the least advanced."""
+        return min(
+            self._running,
+            key=lambda rank: (
+                rank in frames,
+                "distributed" in frames.get(rank, ""),
+                self._pulses.get(rank, Pulse()).step,
+                self._pulses.get(rank, Pulse()).beat,
+                rank,
+            ),
+        )

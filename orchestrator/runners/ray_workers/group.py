@@ -1,0 +1,243 @@
+"""A group of worker processes: started side by side, given work, polled, replaced where they failed. Imports: ray.
+
+It knows nothing of runs: what it does is a function that each of its processes calls (see `process.Work`). A process
+that came well out of a piece of work takes the next one, so that what it imported and compiled stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.records import Failure, Reply
+from orchestrator.runners.ray_workers.deaths import death_of, gist
+from orchestrator.runners.ray_workers.placement import Place
+from orchestrator.runners.ray_workers.process import Report, Stacks, Work, WorkerProcess
+from orchestrator.runners.ray_workers.seats import Facts, Seat, assign_seats
+
+_log = logging.getLogger(__name__)
+MODULES = ("orchestrator.worker",)
+"""What a process imports before there is work."""
+_ANSWER_S = 30.0
+_GONE_S = 5.0
+
+
+class StartFailed(OrchestratorError):
+    """A worker's process cannot be started, here or anywhere."""
+
+
+@dataclass
+class _Member:
+    """One process, in the bundle of the same number."""
+
+    actor: Any
+    first_answer: Any
+    facts: Facts | None = None
+    seat: Seat | None = None
+    poll: Any = None
+    """The poll under way."""
+    answered_s: float = 0.0
+    ended: bool = False
+
+
+@dataclass
+class Group:
+    """Processes in the bundles of a place, by the bundle's number; ranks are given with each piece of work."""
+
+    place: Place
+    _members: dict[int, _Member] = field(default_factory=dict)
+    _first: int | None = None
+
+    def start(self, bundles: Sequence[int]) -> None:
+        """Start a process in each bundle that has none. Does not wait, not even for the place."""
+        for bundle in bundles:
+            if bundle not in self._members:
+                actor = (
+                    ray.remote(WorkerProcess)
+                    .options(**self.place.options(bundle), max_restarts=0, max_task_retries=0)
+                    .remote(MODULES)
+                )
+                self._members[bundle] = _Member(actor, actor.facts.remote())
+
+    def ready(self, bundles: Sequence[int], timeout_s: float) -> bool:
+        """Wait until the processes of these bundles answer; False where the time is over, or one of them died.
+
+        Raises StartFailed where one cannot be started at all.
+        """
+        waiting = {
+            self._members[bundle].first_answer: bundle
+            for bundle in bundles
+            if self._members[bundle].facts is None
+        }
+        if not waiting:
+            return True
+        done, left = ray.wait(list(waiting), num_returns=len(waiting), timeout=timeout_s)
+        died = False
+        for ref in done:
+            bundle = waiting[ref]
+            try:
+                self._members[bundle].facts = ray.get(ref)
+            except ray.exceptions.RayActorError as error:
+                if error.actor_init_failed:
+                    raise _cannot_start(error) from error
+                _log.warning("a worker's process died as it started: %s", gist(str(error)))
+                self.drop([bundle])
+                died = True
+        return not left and not died
+
+    def begin(self, bundles: Sequence[int], work: Work, timeout_s: float) -> dict[int, Failure]:
+        """Seat the processes and let them begin; gives the failures of ranks that could not.
+
+        `timeout_s` is that of their collectives. Rank 0 stays where it was, if it can.
+        """
+        facts = {bundle: self._facts(bundle) for bundle in bundles}
+        seats = assign_seats(facts, self._first)
+        for bundle, member in self._members.items():
+            member.seat, member.poll, member.ended = seats.get(bundle), None, False
+            member.answered_s = time.time()
+        self._first = next(bundle for bundle, seat in seats.items() if seat.rank == 0)
+        failures: dict[int, Failure] = {}
+        work_ref = ray.put(work)  # sent to each node once
+        try:
+            address = ray.get(
+                self._members[self._first].actor.open_store.remote(timeout_s), timeout=_ANSWER_S
+            )
+        except ray.exceptions.RayError as error:
+            return {0: death_of(error, 0, self._facts(self._first), time.time())}
+        begun = {
+            seat.rank: self._members[bundle].actor.begin.remote(work_ref, seat, address, timeout_s)
+            for bundle, seat in seats.items()
+        }
+        ray.wait(list(begun.values()), num_returns=len(begun), timeout=_ANSWER_S)
+        for rank, ref in begun.items():
+            try:
+                ray.get(ref, timeout=0)
+            except ray.exceptions.RayError as error:
+                failures[rank] = death_of(error, rank, self._of_rank(rank).facts, time.time())
+        return failures
+
+    def poll(self, replies: Mapping[int, Reply], timeout_s: float) -> dict[int, Report | Failure]:
+        """What the ranks tell that answer in time, and the deaths of those that will not any more.
+
+        A poll that is not answered stays under way, and may be answered later; so a short cut of the network does
+        no harm. Ranks that have ended are not asked again.
+        """
+        members = {member.seat.rank: member for member in self._seated() if member.seat and not member.ended}
+        for rank, member in members.items():
+            if member.poll is None:
+                member.poll = member.actor.poll.remote(replies.get(rank))
+        if not members:
+            return {}
+        ray.wait([member.poll for member in members.values()], num_returns=len(members), timeout=timeout_s)
+        told: dict[int, Report | Failure] = {}
+        for rank, member in members.items():
+            try:
+                report: Report = ray.get(member.poll, timeout=0)
+            except ray.exceptions.GetTimeoutError:
+                continue
+            except ray.exceptions.ActorUnavailableError:  # the connection broke, the process may live
+                member.poll = None
+                continue
+            except ray.exceptions.RayError as error:
+                told[rank] = death_of(error, rank, member.facts, member.answered_s)
+                member.ended = True
+                continue
+            member.poll, member.answered_s = None, time.time()
+            member.ended = report.ended is not None
+            told[rank] = report
+        return told
+
+    def answered_s(self, rank: int) -> float:
+        """When the rank answered last, seconds since the epoch."""
+        return self._of_rank(rank).answered_s
+
+    def facts_of(self, rank: int) -> Facts:
+        facts = self._of_rank(rank).facts
+        assert facts is not None
+        return facts
+
+    def bundle_of(self, rank: int) -> int:
+        return next(
+            bundle for bundle, member in self._members.items() if member.seat and member.seat.rank == rank
+        )
+
+    def nodes(self) -> dict[str, int]:
+        """How many processes that were seated last lie on each node, by node id."""
+        count: dict[str, int] = {}
+        for member in self._seated():
+            if member.facts:
+                count[member.facts.node] = count.get(member.facts.node, 0) + 1
+        return count
+
+    def stacks(self, timeout_s: float) -> dict[int, Stacks]:
+        """What the processes are at, by rank, of those that answer in time."""
+        asked = {
+            member.actor.stacks.remote(): member.seat.rank
+            for member in self._seated()
+            if member.seat is not None
+        }
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+        answers: dict[int, Stacks] = {}
+        for ref in done:
+            with contextlib.suppress(ray.exceptions.RayError):
+                answers[asked[ref]] = ray.get(ref)
+        return answers
+
+    def drop(self, bundles: Sequence[int]) -> None:
+        """End the processes of these bundles; the next start puts new ones there."""
+        for bundle in bundles:
+            member = self._members.pop(bundle, None)
+            if member is not None:
+                _kill(member.actor)
+
+    def keep_only(self, ranks: Sequence[int]) -> None:
+        """End all processes but those that had these ranks."""
+        kept = {self.bundle_of(rank) for rank in ranks}
+        self.drop([bundle for bundle in self._members if bundle not in kept])
+
+    @property
+    def bundles(self) -> list[int]:
+        """Where there are processes."""
+        return sorted(self._members)
+
+    def close(self) -> None:
+        """End all processes and give the place back. Waits a little until they are gone; may be called twice."""
+        actors = [member.actor for member in self._members.values()]
+        self.drop(list(self._members))
+        self.place.remove()
+        if actors and ray.is_initialized():
+            last = [actor.poll.remote(None) for actor in actors]  # fails as soon as the process is gone
+            ray.wait(last, num_returns=len(last), timeout=_GONE_S)
+
+    def _facts(self, bundle: int) -> Facts:
+        facts = self._members[bundle].facts
+        assert facts is not None, "wait until the processes are ready"
+        return facts
+
+    def _seated(self) -> list[_Member]:
+        return [member for member in self._members.values() if member.seat is not None]
+
+    def _of_rank(self, rank: int) -> _Member:
+        return self._members[self.bundle_of(rank)]
+
+
+def _kill(actor: Any) -> None:
+    with contextlib.suppress(ray.exceptions.RayError, ValueError):
+        ray.kill(actor)
+
+
+def _cannot_start(error: ray.exceptions.RayActorError) -> StartFailed:
+    text = str(error)
+    if "No module named 'orchestrator'" in text:
+        return StartFailed(
+            "the cluster's nodes cannot import 'orchestrator'",
+            "install it there, or ship it: runtime_env.pip",
+        )
+    return StartFailed(f"a worker's process cannot be started: {gist(text)}")

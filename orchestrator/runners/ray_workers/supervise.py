@@ -1,0 +1,190 @@
+"""A run on Ray's workers: the loop of attempts. Imports: ray.
+
+Wait for a place, start the processes, follow them until they are done or one fails, decide what follows. The decisions
+are pure functions in `recovery`; here they are carried out. Call it from the main thread: its waits are short, and
+signal handlers run between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import ray
+
+from orchestrator.engine.microbatch import halve_microbatch
+from orchestrator.errors import OrchestratorError
+from orchestrator.records import Failure
+from orchestrator.recovery.budgets import GiveUp, Lost, decide
+from orchestrator.recovery.nodes import avoided
+from orchestrator.recovery.sizing import Resize, resize
+from orchestrator.runners.desk import Desk
+from orchestrator.runners.ray_workers.deaths import death_of
+from orchestrator.runners.ray_workers.follow import Broken, Done, Follower
+from orchestrator.runners.ray_workers.group import Group
+from orchestrator.runners.ray_workers.node_watch import NodeWatch
+from orchestrator.runners.ray_workers.staff import Staff
+from orchestrator.worker import WorkerTask, checkpoint_store, train_worker
+
+_log = logging.getLogger(__name__)
+_SUSPECTED_S = 60.0
+"""How long a node whose worker fell silent is left out, though Ray still believes it alive."""
+_FOR_EVER_S = 7 * 86400.0
+
+
+class RunFailed(OrchestratorError):
+    """The workers failed for good; `failure` is the culprit's, as the verdict shall tell it."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error, failure.mend)
+        self.failure = failure
+
+
+class _Stopped(Exception):
+    """The run was asked to stop while no worker was at work."""
+
+
+def run_ray(task: WorkerTask, desk: Desk, staff: Staff, *, say: Callable[[str], None], embedded: bool) -> str:
+    """Train on Ray's workers; Ray must be initialised. Returns 'completed' or 'stopped'; all processes are gone then.
+
+    Raises RunFailed with the culprit once it is decided to give up, PlacementError where the workers found no place,
+    StartFailed where a process cannot be started at all.
+    """
+    try:
+        return _Run(task, desk, staff, say, embedded=embedded).attempts()
+    except _Stopped:
+        return "stopped"
+    finally:
+        staff.close()
+
+
+class _Run:
+    def __init__(
+        self, task: WorkerTask, desk: Desk, staff: Staff, say: Callable[[str], None], *, embedded: bool
+    ) -> None:
+        self._task, self._desk, self._staff, self._say = task, desk, staff, say
+        self._embedded = embedded
+        self._resources, self._failure = task.spec.resources, task.spec.failure
+        self._lost: list[Lost] = []
+        self._suspects: dict[str, float] = {}
+
+    def attempts(self) -> str:
+        while True:
+            try:
+                ended = self._attempt()
+            except ray.exceptions.RayError as error:  # Ray itself failed us
+                ended = Broken(death_of(error, -1, None, time.time()), {}, 0, [])
+            if isinstance(ended, Broken):
+                if self._desk.stop_requested:
+                    return "stopped"
+                self._recover(ended)
+            elif ended.resize is None or ended.status == "completed" or self._desk.stop_requested:
+                return ended.status
+            else:
+                self._say(f"saved; going on with another group: {ended.resize.why}")
+                self._staff.keep_only(range(ended.world_size))
+
+    def _attempt(self) -> Done | Broken:
+        group, bundles = self._staff.ready(self._avoid(), self._check_stop, self._say)
+        hang_s = self._failure.hang_timeout
+        with NodeWatch(group.place) if not self._embedded else contextlib.nullcontext() as watch:
+            follower = Follower(
+                group,
+                self._desk,
+                len(bundles),
+                hang_timeout_s=hang_s,
+                stop_grace_s=self._failure.stop_grace,
+                look_for_resize=functools.partial(self._resize, group, watch, time.time()),
+            )
+            # Hangs are found here, with the stacks of all ranks; torch's own time-out comes later.
+            collective_timeout_s = hang_s * 2 + 60 if hang_s else _FOR_EVER_S
+            work = functools.partial(train_worker, self._task)
+            return follower.follow(group.begin(bundles, work, collective_timeout_s))
+
+    def _recover(self, broken: Broken) -> None:
+        """Decide on another attempt, and wait as long as it says. Raises RunFailed where there is none."""
+        culprit = broken.culprit
+        self._keep_stacks(broken)
+        self._staff.keep_only(broken.keepable)
+        now_s = time.time()
+        self._suspects.update((broken.seen[rank].node, now_s) for rank in broken.silent)
+        if culprit.cause == "out of memory" and culprit.rank in broken.died:
+            with contextlib.suppress(OSError):  # it could not say so itself
+                halve_microbatch(self._task.run.checkpoints)
+        self._lost.append(
+            Lost(
+                cause=culprit.cause,
+                rank=culprit.rank if culprit.rank >= 0 else None,
+                node=culprit.node,
+                exit_code=culprit.process_exit,
+                reason=culprit.error,
+                time_s=now_s,
+                saved_step=self._saved_step(),
+                final=culprit.final,
+            )
+        )
+        decision = decide(self._failure, self._lost)
+        who = f"rank {culprit.rank}" if culprit.rank >= 0 else "Ray"
+        _log.info("attempt %d failed: %s\n%s", culprit.attempt, who, culprit.traceback)
+        if isinstance(decision, GiveUp):
+            raise RunFailed(self._final(culprit, decision))
+        self._say(f"{who} failed ({culprit.cause}): {culprit.error}; {decision.why}")
+        until_s = time.monotonic() + decision.after_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            self._check_stop()
+            time.sleep(min(left_s, 0.1))
+
+    def _final(self, culprit: Failure, decision: GiveUp) -> Failure:
+        """The culprit's failure with why there is no further attempt, where there were several."""
+        if len(self._lost) == 1:
+            return culprit
+        mend = "; ".join(part for part in (culprit.mend, decision.mend) if part)
+        return replace(culprit, error=f"{culprit.error.rstrip('.')} ({decision.why})", mend=mend)
+
+    def _keep_stacks(self, broken: Broken) -> None:
+        logs = self._task.run.attempt_logs(max(1, broken.attempt or self._desk.attempt))
+        for rank, stacks in broken.stacks.items():
+            with contextlib.suppress(OSError):
+                logs.write_bytes(f"stacks-rank-{rank}.txt", stacks.text.encode())
+
+    def _avoid(self) -> dict[str, str]:
+        now_s = time.time()
+        silent = {
+            node: "its worker fell silent"
+            for node, time_s in self._suspects.items()
+            if now_s - time_s < _SUSPECTED_S
+        }
+        return silent | avoided(self._lost, now_s, self._failure)
+
+    def _resize(self, group: Group, watch: NodeWatch | None, began_s: float) -> Resize | None:
+        looks = watch.newest() if watch is not None else None
+        if looks is None:
+            return None
+        return resize(
+            looks[0],
+            group.nodes(),
+            self._resources.bundle(),
+            self._resources.limits,
+            self._avoid(),
+            self._resources.placement_strategy,
+            before=looks[1],
+            now_s=time.time(),
+            last_change_s=began_s,
+            cooldown_s=self._resources.resize_cooldown,
+        )
+
+    def _saved_step(self) -> int:
+        try:
+            manifests = checkpoint_store(self._task.spec, self._task.run).manifests()
+        except OSError as error:
+            _log.warning("the checkpoints cannot be listed: %s", error)
+            return 0
+        return manifests[-1].step if manifests else 0
+
+    def _check_stop(self) -> None:
+        if self._desk.stop_requested:
+            raise _Stopped
