@@ -37,7 +37,7 @@ from orchestrator.local_cluster.plan import (
 )
 
 _ROOT = Path(__file__).parents[2]
-_UP_TIMEOUT_S = 180.0
+_UP_TIMEOUT_S = 240.0
 _END_TIMEOUT_S = 10.0
 _TRIAL = ("unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "true")
 
@@ -300,7 +300,7 @@ def start_cluster(
         if reserved is not None:
             reserved(plan.label)
         _start(plan)
-        cluster.wait_for({node.name: "ALIVE" for node in plan.nodes})
+        cluster.wait_for({HEAD: "ALIVE"})
     except BaseException:
         tails = _log_tails(plan)
         cluster.down()
@@ -367,8 +367,13 @@ def _start(plan: Plan) -> None:
         _start_redis(plan)
     _start_node(plan, plan.head)
     _wait_for_head(plan)
-    for node in plan.workers:
-        _start_node(plan, node)
+    # No more at once than there are processors: Ray gives each node 30 s, and a start is hard work.
+    at_once, cluster = os.cpu_count() or 1, LocalCluster(plan.label)
+    for first in range(0, len(plan.workers), at_once):
+        several = plan.workers[first : first + at_once]
+        for node in several:
+            _start_node(plan, node)
+        cluster.wait_for({node.name: "ALIVE" for node in several})
 
 
 def _make_host(plan: Plan, node: Node) -> None:

@@ -43,9 +43,7 @@ def node_processes(plan: Plan, name: str) -> list[psutil.Process]:
 
 def cluster_processes(label: str) -> list[psutil.Process]:
     """All processes of a cluster, also of one whose plan is lost."""
-    inside = (
-        [number for name in namespaces(f"{label}-") for number in processes_in(name)] if has_ip() else []
-    )
+    inside = [number for name in namespaces(f"{label}-") for number in processes_in(name)] if has_ip() else []
     return list({process.pid: process for process in [*_living(inside), *_marked(f"{label}/")]}.values())
 
 

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.local_cluster.cluster import LocalCluster, local_cluster
-from tests.faults.case import STEPS, Case, worker_processes
+from tests.faults.case import STEPS, Case
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -62,8 +61,46 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     go_on(case, undisturbed)
 
 
-def test_ray_job_stop_saves_and_the_same_job_goes_on(case: Case, undisturbed: dict[str, Any]) -> None:
-    job_id = "case-on-the-cluster"
+def test_a_restarted_head_with_redis_does_not_end_a_run_whose_driver_is_elsewhere(
+    case: Case, undisturbed: dict[str, Any]
+) -> None:
+    driver = case.start(on="w3")
+    case.wait_for_step(12)
+    case.cluster.stop_head()
+    reached = max(case.steps())
+    case.cluster.start_head()
+    case.wait_for_step(reached + 10)
+    case.hurry()
+    code = driver.wait()
+    if code == 0:
+        assert case.result() == undisturbed
+        return
+    # It may have been lost with the head; then it says so, and nothing else is lost.
+    assert (case.verdict.status, case.verdict.cause) == ("FAILED", "control plane"), driver.output()
+    go_on(case, undisturbed)
+
+
+@pytest.fixture(scope="module")
+def forgetful_cluster() -> Iterator[LocalCluster]:
+    """A cluster with a Jobs API, whose head forgets everything when it dies."""
+    with local_cluster(2, isolated=True, tuned=True, dashboard=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def other_case(forgetful_cluster: LocalCluster, request: pytest.FixtureRequest) -> Iterator[Case]:
+    """A job on it."""
+    case = Case(forgetful_cluster, forgetful_cluster.shared / request.node.name[:40])
+    try:
+        yield case
+    finally:
+        case.close()
+    case.check_nothing_is_left()
+    shutil.rmtree(case.root)
+
+
+def test_ray_job_stop_saves_and_the_same_job_goes_on(other_case: Case, undisturbed: dict[str, Any]) -> None:
+    case, job_id = other_case, "case-on-the-cluster"
     address = str(case.cluster.dashboard)
     environment = {**os.environ, "ORCHESTRATOR_STORAGE": str(case.storage), "RAY_AUTH_MODE": "disabled"}
     orchestrator = [sys.executable, "-m", "orchestrator"]
@@ -89,49 +126,17 @@ def test_ray_job_stop_saves_and_the_same_job_goes_on(case: Case, undisturbed: di
     go_on(case, undisturbed)
 
 
-def test_a_restarted_head_with_redis_does_not_end_a_run_whose_driver_is_elsewhere(
-    case: Case, undisturbed: dict[str, Any]
-) -> None:
-    driver = case.start(on="w3")
-    case.wait_for_step(12)
-    case.cluster.stop_head()
-    reached = max(case.steps())
-    case.cluster.start_head()
-    case.wait_for_step(reached + 10)
-    case.hurry()
-    code = driver.wait()
-    if code == 0:
-        assert case.result() == undisturbed
-        return
-    # It may have been lost with the head; then it says so, and nothing else is lost.
-    assert (case.verdict.status, case.verdict.cause) == ("FAILED", "control plane"), driver.output()
-    go_on(case, undisturbed)
-
-
-@pytest.fixture
-def headless() -> Iterator[LocalCluster]:
-    """A cluster whose head forgets everything when it dies."""
-    with local_cluster(2, isolated=True, tuned=True) as cluster:
-        yield cluster
-
-
 def test_a_head_that_dies_for_good_ends_the_run_and_a_new_cluster_goes_on(
-    headless: LocalCluster, undisturbed: dict[str, Any], tmp_path: Path
+    other_case: Case, undisturbed: dict[str, Any]
 ) -> None:
-    case = Case(headless, headless.shared / "case")
-    try:
-        driver = case.start(on="w1")
-        case.wait_for_step(12)
-        headless.stop_head()
-        assert driver.wait(240) == 1, driver.output()
-        assert (case.verdict.status, case.verdict.cause) == ("FAILED", "control plane")
-        assert "head" in case.verdict.reason + case.verdict.mend
-        headless.start_head()
-        for name in ("w1", "w2"):
-            headless.start(name)
-        go_on(case, undisturbed)
-        case.check_nothing_is_left()
-    finally:
-        case.close()
-        shutil.rmtree(case.root, ignore_errors=True)
-    assert not worker_processes(headless)
+    case, cluster = other_case, other_case.cluster
+    driver = case.start(on="w1")
+    case.wait_for_step(12)
+    cluster.stop_head()
+    assert driver.wait(240) == 1, driver.output()
+    assert (case.verdict.status, case.verdict.cause) == ("FAILED", "control plane")
+    assert "head" in case.verdict.reason + case.verdict.mend
+    cluster.start_head()
+    for name in ("w1", "w2"):
+        cluster.start(name)
+    go_on(case, undisturbed)
