@@ -38,6 +38,7 @@ from orchestrator.local_cluster.plan import (
 
 _ROOT = Path(__file__).parents[2]
 _UP_TIMEOUT_S = 240.0
+_REDIS_TIMEOUT_S = 30.0
 _END_TIMEOUT_S = 10.0
 _TRIAL = ("unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "true")
 
@@ -141,10 +142,7 @@ class LocalCluster:
         if plan.isolated:
             network.heal_link(plan, name)
         _start_node(plan, node)
-        if name == HEAD:
-            _wait_for_head(plan)
-        else:
-            self.wait_for({name: "ALIVE"})
+        self.wait_for({name: "ALIVE"})
 
     def add(self) -> str:
         """One more worker node; returns its name."""
@@ -300,7 +298,6 @@ def start_cluster(
         if reserved is not None:
             reserved(plan.label)
         _start(plan)
-        cluster.wait_for({HEAD: "ALIVE"})
     except BaseException:
         tails = _log_tails(plan)
         cluster.down()
@@ -366,9 +363,9 @@ def _start(plan: Plan) -> None:
     if plan.redis:
         _start_redis(plan)
     _start_node(plan, plan.head)
-    _wait_for_head(plan)
     # No more at once than there are processors: Ray gives each node 30 s, and a start is hard work.
     at_once, cluster = os.cpu_count() or 1, LocalCluster(plan.label)
+    cluster.wait_for({HEAD: "ALIVE"})
     for first in range(0, len(plan.workers), at_once):
         several = plan.workers[first : first + at_once]
         for node in several:
@@ -397,26 +394,25 @@ def _start_node(plan: Plan, node: Node) -> None:
 def _start_redis(plan: Plan) -> None:
     folder = plan.folder / "redis"
     folder.mkdir()
-    options = {"bind": plan.host_address, "port": REDIS_PORT, "dir": folder, "appendonly": "yes",
-               "protected-mode": "no"}  # fmt: skip
+    options = {
+        "bind": plan.host_address,
+        "port": REDIS_PORT,
+        "dir": folder,
+        "protected-mode": "no",
+        "appendonly": "yes",
+        "save": "",
+        "set-proc-title": "no",  # a title would cover up the environment, by which it is found again
+    }
     command = [
         "redis-server",
         *(part for name, value in options.items() for part in (f"--{name}", str(value))),
     ]
     marked = {**os.environ, MARK: f"{plan.label}/redis"}
     processes.start_daemon(command, marked, folder, plan.folder / "redis.log")
-    _wait_until_listening(plan, f"{plan.host_address}:{REDIS_PORT}", "Redis")
-
-
-def _wait_for_head(plan: Plan) -> None:
-    _wait_until_listening(plan, plan.gcs, "the head")
-
-
-def _wait_until_listening(plan: Plan, address: str, what: str) -> None:
-    deadline_s = time.monotonic() + _UP_TIMEOUT_S
-    while not _answers(address):
+    log, deadline_s = plan.folder / "redis.log", time.monotonic() + _REDIS_TIMEOUT_S
+    while "Ready to accept connections" not in log.read_text():
         if time.monotonic() > deadline_s:
-            raise OrchestratorError(f"{what} of {plan.label} does not come up within {_UP_TIMEOUT_S:.0f} s")
+            raise OrchestratorError(f"Redis does not come up: {log.read_text()[-500:]}")
         time.sleep(0.1)
 
 

@@ -10,6 +10,7 @@ Imports: ray, in the process of its own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -62,15 +63,21 @@ def _nodes(client: Any) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _wait(client: Any, timeout_s: float, wanted: dict[str, str]) -> list[dict[str, Any]]:
+def _wait(gcs: str, timeout_s: float, wanted: dict[str, str]) -> list[dict[str, Any]]:
+    from ray.exceptions import RaySystemError, RpcError
+
     deadline_s = time.monotonic() + timeout_s
     while True:
-        nodes = _nodes(client)
-        states = {node["address"]: node["state"] for node in nodes}
-        if all(states.get(address, "DEAD") == state for address, state in wanted.items()):
-            return nodes
+        states = {}
+        with contextlib.suppress(
+            RpcError, RaySystemError
+        ):  # a head that is just starting listens, but does not answer
+            nodes = _nodes(_client(gcs))
+            states = {node["address"]: node["state"] for node in nodes}
+            if all(states.get(address, "DEAD") == state for address, state in wanted.items()):
+                return nodes
         if time.monotonic() > deadline_s:
-            raise SystemExit(f"after {timeout_s:g} s the nodes are {states}, not {wanted}")
+            raise SystemExit(f"after {timeout_s:g} s the nodes are {states or 'not known'}, not {wanted}")
         time.sleep(_POLL_S)
 
 
@@ -89,16 +96,19 @@ def _drain(client: Any, address: str, deadline_s: float) -> list[dict[str, Any]]
     return nodes
 
 
-def main(arguments: list[str]) -> list[dict[str, Any]]:
+def _client(gcs: str) -> Any:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub leaves it out
 
+    return GcsClient(address=gcs)
+
+
+def main(arguments: list[str]) -> list[dict[str, Any]]:
     gcs, verb, *rest = arguments
-    client = GcsClient(address=gcs)
     if verb == "wait":
-        return _wait(client, float(rest[0]), dict(pair.split("=") for pair in rest[1:]))
+        return _wait(gcs, float(rest[0]), dict(pair.split("=") for pair in rest[1:]))
     if verb == "drain":
-        return _drain(client, rest[0], float(rest[1]))
-    return _nodes(client)
+        return _drain(_client(gcs), rest[0], float(rest[1]))
+    return _nodes(_client(gcs))
 
 
 if __name__ == "__main__":

@@ -34,10 +34,8 @@ def namespaces() -> None:
 
 @pytest.fixture(scope="session")
 def fault_cluster() -> Iterator[LocalCluster]:
-    """A head with Redis and dashboard, and three worker nodes of one CPU; it notices a dead node in seconds."""
-    with local_cluster(
-        3, isolated=True, tuned=True, redis=True, dashboard=True, storage_bytes=10**9
-    ) as cluster:
+    """A head with Redis, and three worker nodes of one CPU; it notices a dead node in seconds."""
+    with local_cluster(3, isolated=True, tuned=True, redis=True, storage_bytes=10**9) as cluster:
         yield cluster
 
 
