@@ -15,6 +15,7 @@ from orchestrator.engine.seed import rng_state, seed_everything, set_rng_state
 from orchestrator.engine.window import StepWindow
 from orchestrator.errors import DataError
 from orchestrator.records import Letter, Point, Reply
+from orchestrator.runners.desk import Desk
 
 
 def test_early_stopping_waits_out_its_patience_and_keeps_its_state() -> None:
@@ -78,6 +79,45 @@ def test_the_link_delivers_everything_once_though_letters_get_lost() -> None:
     assert [received[index].step for index in range(100)] == list(range(100))
     assert link.unacknowledged() == []
     assert link.stop_requested()
+
+
+def test_the_driver_fetches_everything_once_though_answers_get_lost() -> None:
+    """It shows a notice and records a point once, as `Desk` does, though each second letter is lost on its way."""
+    link = WorkerLink(fetched=True)
+    assert link.letter() is None  # the attempt has no number yet
+    link.start()
+    recorded: list[Point] = []
+    shown: list[str] = []
+    desk = Desk(recorded.extend, on_notice=shown.append)
+    reply = None
+    for step in range(50):
+        link.log({"loss": float(step)}, step)
+        if step % 10 == 0:
+            link.notice(f"notice {step}")
+        if reply is not None:
+            link.accept(reply)
+        letter = link.letter()
+        if letter is not None and step % 2:
+            reply = desk.exchange(letter)
+    closing = threading.Thread(target=link.close)
+    closing.start()
+    letter = link.letter()
+    assert letter is not None
+    link.accept(desk.exchange(letter))
+    closing.join(5)
+    assert not closing.is_alive()
+    assert [point.step for point in recorded] == list(range(50))
+    assert shown == [f"notice {step}" for step in range(0, 50, 10)]
+    assert link.unacknowledged() == []
+
+
+def test_a_wish_to_save_is_granted_once_for_each_time_it_is_made() -> None:
+    link = WorkerLink()
+    granted = []
+    for wish in ("go on", "save", "save", "save", "go on", "save", "stop", "save"):
+        link.accept(Reply(0, wish))
+        granted += [link.wish(), link.wish()]
+    assert [wish for wish in granted if wish != "go on"] == ["save", "save", "stop", "stop", "stop", "stop"]
 
 
 def test_causes() -> None:

@@ -23,7 +23,7 @@ from orchestrator.runners.ray_workers.process import Report, Stacks, Work, Worke
 from orchestrator.runners.ray_workers.seats import Facts, Seat, assign_seats
 
 _log = logging.getLogger(__name__)
-MODULES = ("orchestrator.worker",)
+MODULES = ("orchestrator.worker", "torch._dynamo")  # the latter by the first optimizer step
 """What a process imports before there is work."""
 _ANSWER_S = 30.0
 _GONE_S = 5.0
