@@ -375,6 +375,7 @@ def _start(plan: Plan) -> None:
 
 def _make_host(plan: Plan, node: Node) -> None:
     (plan.folder / node.name).mkdir(exist_ok=True)
+    (plan.folder / "resolv.conf").touch()
     with (plan.folder / "hosts").open("w") as file:  # in place: the nodes have this very file mounted
         file.write(hosts_file(plan))
     if plan.isolated:

@@ -215,12 +215,14 @@ def node_script(plan: Plan, node: Node) -> str:
     """
     lines = [f"while :; do {shlex.join(ray_start(plan, node))}; sleep 1; done"]
     if plan.isolated:
-        shared, hosts = shlex.quote(str(plan.shared)), shlex.quote(str(plan.folder / "hosts"))
+        shared = shlex.quote(str(plan.shared))
         lines = [
             "set -e",
             f"hostname {plan.host_name(node.name)}",
             "mount -t tmpfs -o size=2g tmpfs /dev/shm",
-            f"mount --bind {hosts} /etc/hosts",
+            f"mount --bind {plan.folder}/hosts /etc/hosts",
+            # No name server is to be reached, and whoever asks for one would wait.
+            f"[ ! -e /etc/resolv.conf ] || mount --bind {plan.folder}/resolv.conf /etc/resolv.conf",
             f"mount --bind {shared} {shared}",
             "set +e",
             *lines,

@@ -57,7 +57,7 @@ class Net(torch.nn.Module):
 COMPARED = ("train/loss", "val/loss", "val/accuracy", "test/loss", "test/accuracy")
 FURNITURE = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::DashboardHead")
 """Ray's own processes that carry its mark, and workers with nothing to do."""
-_GONE_TIMEOUT_S = 40.0
+_GONE_TIMEOUT_S = 90.0
 _STATE_SCRIPT = """
 import json, sys
 from ray._private.services import _get_gcs_client_options
@@ -77,7 +77,7 @@ class Driver:
         self.process = process
         self._log = log
 
-    def wait(self, timeout_s: float = 150) -> int:
+    def wait(self, timeout_s: float = 300) -> int:
         """Its exit code. Fails after the time, with the end of what it printed."""
         try:
             return self.process.wait(timeout_s)
@@ -140,11 +140,11 @@ class Case:
         """From now on the steps take no time."""
         (self.control / "hurry").touch()
 
-    def wait_for_step(self, step: int, timeout_s: float = 150) -> None:
+    def wait_for_step(self, step: int, timeout_s: float = 300) -> None:
         """Wait until the driver has recorded so many steps."""
         self.wait_until(lambda: max(self.steps(), default=0) >= step, timeout_s, f"step {step}")
 
-    def wait_for_attempt(self, attempt: int, timeout_s: float = 150) -> None:
+    def wait_for_attempt(self, attempt: int, timeout_s: float = 300) -> None:
         """Wait until the run's so-manieth attempt has made a step."""
 
         def made() -> bool:

@@ -15,7 +15,7 @@ import pytest
 from orchestrator.local_cluster import network, processes, store
 from orchestrator.local_cluster.cluster import LocalCluster, local_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 WHERE = """
 import json, ray

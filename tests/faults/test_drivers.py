@@ -15,7 +15,7 @@ import pytest
 from orchestrator.local_cluster.cluster import LocalCluster, local_cluster
 from tests.faults.case import STEPS, Case
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def go_on(case: Case, undisturbed: dict[str, Any], on: str = "head") -> None:
