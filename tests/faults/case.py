@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ from orchestrator.storage import Folder
 
 NAME = "case"
 STEPS = 78
+STEP_S = 0.15
+"""How long a step takes at least, until told to hurry."""
 SPEC = f"""
 name: {NAME}
 seed: 3
@@ -32,7 +35,7 @@ resources: {{num_workers: 2, placement_strategy: SPREAD, start_timeout: 90s}}
 checkpoint: {{every_n_steps: 5}}
 failure: {{stop_grace: 20s, hang_timeout: 30s}}
 """
-NET = '''
+NET = f'''
 import time
 from pathlib import Path
 
@@ -49,7 +52,7 @@ class Net(torch.nn.Module):
 
     def forward(self, images):
         if self.training and not (self.control / "hurry").exists():
-            time.sleep(0.15)
+            time.sleep({STEP_S})
             if (self.control / "raise").exists():
                 raise ValueError("told to raise")
         return self.layers(images)
@@ -195,6 +198,10 @@ class Case:
                 found.update({step: time_ms for key, _, step, time_ms in points if key == "train/loss"})
         return found
 
+    def step_times_ms(self) -> list[int]:
+        """When the steps were made, in this order; what was repeated, as it was made last."""
+        return sorted(self.steps().values())
+
     def result(self) -> dict[str, Any]:
         """What must be equal to an undisturbed run's: the model's bits, and the metrics of every step."""
         client = MlflowClient(self.tracking_uri)
@@ -270,5 +277,5 @@ def worker_processes(cluster: LocalCluster) -> dict[int, str]:
         process.pid: node.name
         for node in plan.workers
         for process in processes.node_processes(plan, node.name)
-        if (command := command_of(process)).startswith("ray::") and command.split()[0] not in FURNITURE
+        if re.match(r"ray::\w*Worker", command_of(process))
     }
