@@ -72,7 +72,7 @@ def up(
 
     Example: orchestrator cluster up --local 3 --tuned
     """
-    from orchestrator.local_cluster.cluster import start_cluster
+    from orchestrator.local_cluster.starting import start_cluster
 
     try:
         size = None if storage_size is None else parse_size(storage_size)

@@ -1,4 +1,4 @@
-"""A local cluster as its users hold it: started, disturbed, healed, and taken down with all that belongs to it.
+"""A local cluster as its users hold it: looked at, disturbed, healed, and taken down with all that belongs to it.
 
 Imports: the other files here, errors, the standard library.
 """
@@ -6,41 +6,22 @@ Imports: the other files here, errors, the standard library.
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.util
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.local_cluster import gcs, network, processes, store
-from orchestrator.local_cluster.plan import (
-    HEAD,
-    MARK,
-    MAX_NODES,
-    REDIS_PORT,
-    Node,
-    Plan,
-    driver_environment,
-    environment,
-    hosts_file,
-    node_script,
-    port_names,
-    with_node,
-)
+from orchestrator.local_cluster.hosts import make_host, planned_node, start_node
+from orchestrator.local_cluster.plan import HEAD, Node, Plan, driver_environment
 
-_ROOT = Path(__file__).parents[2]
-_UP_TIMEOUT_S = 240.0
-_REDIS_TIMEOUT_S = 30.0
+UP_TIMEOUT_S = 240.0
+"""How long a node may take to come up."""
 _END_TIMEOUT_S = 10.0
-_TRIAL = ("unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "true")
 
 
 class LocalCluster:
@@ -107,7 +88,7 @@ class LocalCluster:
             for node in plan.nodes
         ]
 
-    def wait_for(self, states: dict[str, str], timeout_s: float = _UP_TIMEOUT_S) -> None:
+    def wait_for(self, states: dict[str, str], timeout_s: float = UP_TIMEOUT_S) -> None:
         """Wait until Ray holds nodes for `ALIVE` or `DEAD`. Raises OrchestratorError after the time."""
         wanted = [f"{self._node(name).address}={state}" for name, state in states.items()]
         gcs.ask(self.address, "wait", str(timeout_s), *wanted, timeout_s=timeout_s)
@@ -141,16 +122,16 @@ class LocalCluster:
             self.kill(name)
         if plan.isolated:
             network.heal_link(plan, name)
-        _start_node(plan, node)
+        start_node(plan, node)
         self.wait_for({name: "ALIVE"})
 
     def add(self) -> str:
         """One more worker node; returns its name."""
         with store.changing(self.label):
-            plan = _planned_node(self.plan)
+            plan = planned_node(self.plan)
             store.write_plan(plan)
         name = plan.nodes[-1].name
-        _make_host(plan, plan.nodes[-1])
+        make_host(plan, plan.nodes[-1])
         self.start(name)
         return name
 
@@ -224,230 +205,9 @@ class LocalCluster:
             )
 
 
-@contextlib.contextmanager
-def local_cluster(
-    nodes: int = 3,
-    *,
-    isolated: bool | None = None,
-    tuned: bool = False,
-    redis: bool = False,
-    dashboard: bool = False,
-    num_cpus: float = 1,
-    storage_bytes: int | None = None,
-) -> Iterator[LocalCluster]:
-    """A cluster for the length of a block, and not a moment longer, even where this process is killed.
-
-    The arguments are those of `start_cluster`.
-    """
-    guards: list[int] = []
-    make = functools.partial(_guard, guards)
-    cluster = None
-    try:
-        cluster = start_cluster(
-            nodes,
-            isolated=isolated,
-            tuned=tuned,
-            redis=redis,
-            dashboard=dashboard,
-            num_cpus=num_cpus,
-            storage_bytes=storage_bytes,
-            reserved=make,
-        )
-        yield cluster
-    finally:
-        if cluster is not None:
-            cluster.down()
-        for pipe in guards:
-            with contextlib.suppress(BrokenPipeError):
-                os.write(pipe, b"\n")  # the guard may go: the number may be another cluster's from now on
-            os.close(pipe)
-
-
-def start_cluster(
-    nodes: int,
-    *,
-    isolated: bool | None = None,
-    tuned: bool = False,
-    redis: bool = False,
-    dashboard: bool = True,
-    num_cpus: float = 1,
-    storage_bytes: int | None = None,
-    reserved: Any = None,
-) -> LocalCluster:
-    """Start a head without CPUs and so many worker nodes of `num_cpus`; returns when Ray has them all.
-
-    `isolated`: each node in namespaces of its own, by default where this machine allows it; else plain
-    processes on loopback addresses. `tuned`: a node's death is noticed in seconds. `redis`: the head keeps
-    what it knows in a Redis, and may be restarted. `storage_bytes`: the size of the shared folder, which is
-    the disk's otherwise (needs root). `reserved` is called with the label before anything is started.
-    Raises UsageError where something is missing here, OrchestratorError where the nodes do not come up; then
-    nothing is left behind.
-    """
-    isolated = _check(nodes, isolated, redis, storage_bytes)
-    root = str(_ROOT)
-
-    def make(number: int) -> Plan:
-        plan = Plan(number, isolated, tuned, dashboard, redis, num_cpus, storage_bytes, root)
-        for _ in range(nodes + 1):
-            plan = _planned_node(plan)
-        return plan
-
-    plan = store.reserve(make)
-    cluster = LocalCluster(plan.label)
-    try:
-        if reserved is not None:
-            reserved(plan.label)
-        _start(plan)
-    except BaseException:
-        tails = _log_tails(plan)
-        cluster.down()
-        if tails:
-            print(tails, file=sys.stderr)
-        raise
-    return cluster
-
-
-def why_not_isolated() -> str:
-    """Why this machine or user cannot isolate nodes, as a sentence; empty where it can."""
-    if sys.platform != "linux":
-        return "network namespaces are Linux's"
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    missing = [name for name in ("ip", "unshare", "nsenter", "mount") if shutil.which(name) is None]
-    if missing:
-        return f"{', '.join(missing)} of iproute2 and util-linux are not installed"
-    if subprocess.run(_TRIAL, capture_output=True, check=False).returncode:
-        return "the kernel or the container does not allow new namespaces"
-    return ""
-
-
-def _check(nodes: int, isolated: bool | None, redis: bool, storage_bytes: int | None) -> bool:
-    """Whether the cluster is to be isolated. Raises UsageError for what cannot be."""
-    if sys.platform != "linux":
-        raise UsageError("a local cluster of several nodes needs Linux", "use cluster/local-head.sh")
-    if not 1 <= nodes <= MAX_NODES:
-        raise UsageError(f"a local cluster has 1 to {MAX_NODES} worker nodes, not {nodes}")
-    if importlib.util.find_spec("ray") is None:
-        raise UsageError("ray is not installed in this environment", "install the project's dependencies")
-    if redis and shutil.which("redis-server") is None:
-        raise UsageError("redis-server is not installed", "install it (Debian: apt install redis-server)")
-    reason = why_not_isolated() if isolated in (True, None) else ""
-    if isolated and reason:
-        raise UsageError(reason, "start plain processes on loopback addresses instead: --plain")
-    if storage_bytes is not None and os.geteuid() != 0:
-        raise UsageError("a shared folder of a size of its own needs root", "leave its size out")
-    return isolated if isolated is not None else not reason
-
-
-def _planned_node(plan: Plan) -> Plan:
-    names = port_names(plan, head=not plan.nodes)
-    return with_node(plan, dict(zip(names, _free_ports(len(names)), strict=True)))
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind(("", 0))
-        return [listener.getsockname()[1] for listener in sockets]
-
-
-def _start(plan: Plan) -> None:
-    if plan.storage_bytes is not None:
-        size = f"size={plan.storage_bytes},mode=1777"
-        network.command("mount", "-t", "tmpfs", "-o", size, plan.label, str(plan.shared))
-    if plan.isolated:
-        network.make_bridge(plan)
-    for node in plan.nodes:
-        _make_host(plan, node)
-    if plan.redis:
-        _start_redis(plan)
-    _start_node(plan, plan.head)
-    # No more at once than there are processors: Ray gives each node 30 s, and a start is hard work.
-    at_once, cluster = os.cpu_count() or 1, LocalCluster(plan.label)
-    cluster.wait_for({HEAD: "ALIVE"})
-    for first in range(0, len(plan.workers), at_once):
-        several = plan.workers[first : first + at_once]
-        for node in several:
-            _start_node(plan, node)
-        cluster.wait_for({node.name: "ALIVE" for node in several})
-
-
-def _make_host(plan: Plan, node: Node) -> None:
-    (plan.folder / node.name).mkdir(exist_ok=True)
-    (plan.folder / "resolv.conf").touch()
-    with (plan.folder / "hosts").open("w") as file:  # in place: the nodes have this very file mounted
-        file.write(hosts_file(plan))
-    if plan.isolated:
-        network.make_namespace(plan, node)
-
-
-def _start_node(plan: Plan, node: Node) -> None:
-    command = ["sh", "-c", node_script(plan, node)]
-    if plan.isolated:
-        spaces = ("--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
-        command = ["ip", "netns", "exec", plan.host_name(node.name), "unshare", *spaces, *command]
-    folder = plan.folder / node.name
-    settings = environment(plan, node, os.environ)
-    processes.start_daemon(command, settings, folder, plan.folder / f"{node.name}.log")
-
-
-def _start_redis(plan: Plan) -> None:
-    folder = plan.folder / "redis"
-    folder.mkdir()
-    options = {
-        "bind": plan.host_address,
-        "port": REDIS_PORT,
-        "dir": folder,
-        "protected-mode": "no",
-        "appendonly": "yes",
-        "save": "",
-        "set-proc-title": "no",  # a title would cover up the environment, by which it is found again
-    }
-    command = [
-        "redis-server",
-        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
-    ]
-    marked = {**os.environ, MARK: f"{plan.label}/redis"}
-    processes.start_daemon(command, marked, folder, plan.folder / "redis.log")
-    log, deadline_s = plan.folder / "redis.log", time.monotonic() + _REDIS_TIMEOUT_S
-    while "Ready to accept connections" not in log.read_text():
-        if time.monotonic() > deadline_s:
-            raise OrchestratorError(f"Redis does not come up: {log.read_text()[-500:]}")
-        time.sleep(0.1)
-
-
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     with contextlib.suppress(OSError):
         socket.create_connection((host, int(port)), timeout=1).close()
         return True
     return False
-
-
-def _log_tails(plan: Plan) -> str:
-    """The ends of the nodes' logs, for whoever has to find out why they did not come up."""
-    tails = []
-    for node in plan.nodes:
-        with contextlib.suppress(OSError):
-            lines = (plan.folder / f"{node.name}.log").read_text(errors="replace").splitlines()[-8:]
-            tails += [f"{node.name}: {line}" for line in lines]
-    return "\n".join(tails)
-
-
-def _guard(pipes: list[int], label: str) -> None:
-    """Start a process that takes the cluster down when this one has ended, however it did."""
-    theirs, ours = os.pipe()
-    pipes.append(ours)
-    watch = 'read -r _ || exec "$@"'
-    command = ["sh", "-c", watch, "sh", sys.executable, "-m", "orchestrator", "cluster", "down", label]
-    root = str(_ROOT)
-    subprocess.run(
-        ["setsid", "--fork", *command],
-        env={**os.environ, "PYTHONPATH": root},
-        stdin=theirs,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=True,
-    )
-    os.close(theirs)

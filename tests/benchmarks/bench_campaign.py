@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from orchestrator.local_cluster.cluster import local_cluster
+from orchestrator.local_cluster.starting import local_cluster
 from tests.benchmarks.machine import describe_machine
 from tests.faults.case import Case, Driver, worker_processes
 from tests.faults.conftest import mend

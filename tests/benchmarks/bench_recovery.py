@@ -22,7 +22,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orchestrator.local_cluster.cluster import LocalCluster, local_cluster
+from orchestrator.local_cluster.cluster import LocalCluster
+from orchestrator.local_cluster.starting import local_cluster
 from tests.benchmarks.machine import describe_machine
 from tests.faults.case import STEP_S, Case, worker_processes
 from tests.faults.conftest import mend

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.local_cluster.cluster import LocalCluster, local_cluster, why_not_isolated
+from orchestrator.local_cluster.cluster import LocalCluster
 from orchestrator.local_cluster.plan import HEAD
 from orchestrator.local_cluster.processes import node_processes
+from orchestrator.local_cluster.starting import local_cluster, why_not_isolated
 from tests.faults.case import Case
 
 REASON = why_not_isolated()

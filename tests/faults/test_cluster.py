@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.local_cluster import network, processes, store
-from orchestrator.local_cluster.cluster import LocalCluster, local_cluster
+from orchestrator.local_cluster.cluster import LocalCluster
+from orchestrator.local_cluster.starting import local_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -29,7 +30,7 @@ print(json.dumps(ray.get(where.remote())))
 """
 ABANDON = """
 import os, signal
-from orchestrator.local_cluster.cluster import local_cluster
+from orchestrator.local_cluster.starting import local_cluster
 with local_cluster(1) as cluster:
     print(cluster.label, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

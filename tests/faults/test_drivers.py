@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.local_cluster.cluster import LocalCluster, local_cluster
+from orchestrator.local_cluster.cluster import LocalCluster
+from orchestrator.local_cluster.starting import local_cluster
 from tests.faults.case import STEPS, Case
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

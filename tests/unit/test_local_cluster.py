@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from orchestrator.cli.app import app
 from orchestrator.cli.cluster import cluster as cli
 from orchestrator.errors import OrchestratorError, UsageError
-from orchestrator.local_cluster import cluster, processes, store
+from orchestrator.local_cluster import processes, starting, store
 from orchestrator.local_cluster.plan import (
     MARK,
     Plan,
@@ -155,7 +155,7 @@ def test_what_is_missing_here_is_told_before_anything_starts(
     monkeypatch.setenv("PATH", str(base))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(UsageError, match=said):
-        cluster.start_cluster(**{"isolated": False, **settings})
+        starting.start_cluster(**{"isolated": False, **settings})
     assert list(base.iterdir()) == []
 
 
