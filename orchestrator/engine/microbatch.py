@@ -1,7 +1,7 @@
 """How many samples at once a run's attempts compute, kept beside its checkpoints. Imports: storage.
 
-An attempt that ran out of memory lets the next one compute half as many. Ray's controller says so for a worker that
-was killed, and so nothing here may load torch.
+An attempt that ran out of memory lets the next one compute half as many. The driver says so for a worker that
+was killed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def note_microbatch(checkpoints: Folder, used: int) -> None:
 
 
 def halve_microbatch(checkpoints: Folder) -> bool:
-    """Out of memory: later attempts compute half as many. Any rank, or the controller, may say so.
+    """Out of memory: later attempts compute half as many. Any rank, or the driver, may say so.
 
     False where there is nothing to halve: one sample at once was too much, or no attempt has begun.
     """

@@ -1,4 +1,4 @@
-"""What logging every step costs: the digits network on 2 Ray Train workers, with logging and without.
+"""What logging every step costs: the digits network on 2 workers, with logging and without.
 
     python tests/benchmarks/bench_logging.py [--blocks 10]
 

@@ -30,7 +30,7 @@ import torch
 class Faulty(torch.nn.Module):
     """Does what its `how` says on rank 1 in its step `at`; once, unless `always`."""
 
-    def __init__(self, input_shape, num_outputs, how, marker, at=3, always=False):
+    def __init__(self, input_shape, num_outputs, how, marker, at=8, always=False):
         super().__init__()
         self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, num_outputs))
         self.how, self.marker, self.at, self.always, self.steps = how, Path(marker), at, always, 0
@@ -142,7 +142,7 @@ def test_a_hang_is_found_its_stacks_are_kept_and_it_is_tried_again(
     tmp_path: Path, faulty_model: None
 ) -> None:
     listener = Listener()
-    survived = run(tmp_path, listener, model=faulty(tmp_path, "hang"), failure={"hang_timeout": 8})
+    survived = run(tmp_path, listener, model=faulty(tmp_path, "hang"), failure={"hang_timeout": 30})
     told = listener.wait_for("no rank has moved", timeout_s=0)
     assert told.startswith("rank 1 failed (hardware)")
     assert "faulty.py:" in told

@@ -7,7 +7,7 @@ from pathlib import Path
 import ray
 
 from orchestrator.engine.microbatch import halve_microbatch, microbatch_limit, note_microbatch
-from orchestrator.runners.ray_workers.retry import killed_for_memory
+from orchestrator.runners.ray_workers.causes import killed_for_memory
 from orchestrator.storage import Folder
 
 

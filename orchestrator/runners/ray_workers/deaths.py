@@ -58,11 +58,12 @@ def gist(text: str) -> str:
 
 def _how(text: str) -> str:
     """What Ray tells of a death, without its ids and its guesses."""
-    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("The actor is dead")] or lines
-    joined = " ".join(" ".join(told).split())
-    for guess in (" Some common causes include", " If the process was killed by the kernel"):
-        joined = joined.partition(guess)[0]
-    if "connection error code 2" in joined:
+    if code := _EXIT_CODE.search(text):
+        return f"it ended with exit code {code[1]}"
+    if "its node has died" in text:
+        return "its node was lost"
+    if "connection error code 2" in text:
         return "it ended without a word, as after SIGKILL or a crash"
-    return gist(joined.removeprefix("The actor is dead because ").rstrip("."))
+    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith(("The actor is dead", "The actor died because"))]
+    return gist(" ".join(told or lines).removeprefix("The actor is dead because ").rstrip("."))

@@ -142,7 +142,6 @@ class Follower:
                 news_s = time.monotonic()
             elif self._running:
                 time.sleep(max(0.0, POLL_S / 4 - (time.monotonic() - now_s)))
-        wall_s = time.time()
         silent = {
             rank: Failure(
                 rank=rank,
@@ -155,7 +154,7 @@ class Follower:
                 node=self._group.facts_of(rank).node,
             )
             for rank in self._running
-            if wall_s - self._group.answered_s(rank) > _SILENT_S
+            if self._group.silent_s(rank) > _SILENT_S
         }
         guilty = culprit(self._reported, self._died, silent)
         well = {rank for rank, failure in self._reported.items() if failure.peer_lost} | self._results.keys()
@@ -188,12 +187,13 @@ class Follower:
         return Broken(failure, {rank: failure}, self._attempt, [], stacks=stacks)
 
     def _latecomer(self, frames: dict[int, str]) -> int:
-        """The rank that the others seem to wait for: one that does not answer, or stands in no collective, or is
-        the least advanced."""
+        """The rank that the others seem to wait for: one that does not answer, or stands in no call of torch's, where
+        collectives are waited for (also in the backward pass), or is the least advanced."""
         return min(
             self._running,
             key=lambda rank: (
                 rank in frames,
+                "/torch/" in frames.get(rank, ""),
                 "distributed" in frames.get(rank, ""),
                 self._pulses.get(rank, Pulse()).step,
                 self._pulses.get(rank, Pulse()).beat,

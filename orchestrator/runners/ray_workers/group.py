@@ -44,6 +44,8 @@ class _Member:
     poll: Any = None
     """The poll under way."""
     answered_s: float = 0.0
+    """When it answered last, in seconds since the epoch, and (`heard_s`) by the clock that never jumps."""
+    heard_s: float = 0.0
     ended: bool = False
 
 
@@ -101,7 +103,7 @@ class Group:
         seats = assign_seats(facts, self._first)
         for bundle, member in self._members.items():
             member.seat, member.poll, member.ended = seats.get(bundle), None, False
-            member.answered_s = time.time()
+            member.answered_s, member.heard_s = time.time(), time.monotonic()
         self._first = next(bundle for bundle, seat in seats.items() if seat.rank == 0)
         failures: dict[int, Failure] = {}
         work_ref = ray.put(work)  # sent to each node once
@@ -149,7 +151,7 @@ class Group:
                 told[rank] = death_of(error, rank, member.facts, member.answered_s)
                 member.ended = True
                 continue
-            member.poll, member.answered_s = None, time.time()
+            member.poll, member.answered_s, member.heard_s = None, time.time(), time.monotonic()
             member.ended = report.ended is not None
             told[rank] = report
         return told
@@ -157,6 +159,10 @@ class Group:
     def answered_s(self, rank: int) -> float:
         """When the rank answered last, seconds since the epoch."""
         return self._of_rank(rank).answered_s
+
+    def silent_s(self, rank: int) -> float:
+        """For how long the rank has not answered."""
+        return time.monotonic() - self._of_rank(rank).heard_s
 
     def facts_of(self, rank: int) -> Facts:
         facts = self._of_rank(rank).facts

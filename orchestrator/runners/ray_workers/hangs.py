@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from orchestrator.records import Pulse
 
 ALLOWANCE = 3
-"""How many times longer the phases may take in which one call does all: compiling, warming up, writing the model."""
-_LONG = frozenset({"starting", "finishing"})
+"""How many times longer the phases may take in which one call does all: compiling, warming up, writing a
+checkpoint or the model."""
+_LONG = frozenset({"starting", "saving", "finishing"})
 
 
 class HangWatch:

@@ -18,6 +18,7 @@ from orchestrator.runners.ray_workers.placement import Place
 
 _log = logging.getLogger(__name__)
 EVERY_S = 2.0
+_PATIENCE_S = 0.3
 
 
 def look_at_nodes(place: Place | None) -> list[NodeFacts]:
@@ -45,6 +46,7 @@ class NodeWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
+        self._thread.join(_PATIENCE_S)  # not longer: it may be waiting for the head
 
     def newest(self) -> tuple[list[NodeFacts], list[NodeFacts] | None] | None:
         """The newest look and the one before it; None where nothing new was seen since the last call."""

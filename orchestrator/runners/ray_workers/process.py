@@ -24,7 +24,8 @@ from orchestrator.runners.ray_workers.seats import Facts, Seat
 if TYPE_CHECKING:
     from orchestrator.engine.link import WorkerLink
 
-_TELL_S = 2.0
+_TELL_S, _SEND_S = 5.0, 0.4
+"""For how long a process that ends itself waits to be asked how it ended, and until the answer is on its way."""
 Work = Callable[["WorkerLink"], Any]
 """What a group does: called on each of its processes, with the process group set up. Its result travels pickled."""
 
@@ -93,7 +94,7 @@ class WorkerProcess:
         from orchestrator.engine.link import WorkerLink
         from orchestrator.runners.ray_workers.rendezvous import choose_device
 
-        assert self._thread is None or not self._thread.is_alive(), "the last piece of work has not ended"
+        assert self._thread is None or self._ended is not None, "the last piece of work has not ended"
         self._ended = None
         self._told.clear()
         self._link = WorkerLink(
@@ -147,7 +148,8 @@ class WorkerProcess:
                 process_exit=code,
             )
         )
-        self._told.wait(_TELL_S)
+        if self._told.wait(_TELL_S):
+            time.sleep(_SEND_S)
 
     def _work(
         self, work: Work, link: WorkerLink, seat: Seat, address: tuple[str, int], timeout_s: float
@@ -160,7 +162,6 @@ class WorkerProcess:
                 ended = Ended(work(link))
         except BaseException as error:  # noqa: BLE001 - whatever ends the work is told to the driver
             failure = link.failure or failure_of(error, rank=link.rank, attempt=link.attempt)
-            traceback.clear_frames(error.__traceback__)
             ended = Ended(failure=failure)
         gc.collect()  # the next piece of work finds the memory free
         self._ended = ended

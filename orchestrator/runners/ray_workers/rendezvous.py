@@ -76,6 +76,7 @@ def joined(
         rank=seat.rank,
         world_size=seat.world_size,
         timeout=to_meet,
+        device_id=device if device.type == "cuda" else None,
     )
     try:
         dist.barrier()  # all are there, and reach each other

@@ -58,7 +58,8 @@ class Staff:
         while True:
             check()
             now_s = time.monotonic()
-            if now_s - looked_s >= _LOOK_AGAIN_S:
+            # Ray's account of what is free lags behind: a place that is there is not given up for it.
+            if now_s - looked_s >= _LOOK_AGAIN_S and not (size and self._placed() >= size):
                 nodes = look_at_nodes(self.group.place if self.group else None)
                 looked_s = now_s
                 size = self._size(nodes, avoid, now_s - began_s)
@@ -133,6 +134,9 @@ class Staff:
         self.group.start(range(size))
         return self.group
 
+    def _placed(self) -> int:
+        return len(self.group.place.bundles()) if self.group is not None else 0
+
     def _fitting(self, nodes: list[NodeFacts], avoid: Collection[str]) -> int:
         resources = self._resources
         return fitting(nodes, self._bundle, resources.limits, avoid, resources.placement_strategy)
@@ -141,7 +145,7 @@ class Staff:
         return frozenset(node.node_id for node in nodes if node.draining)
 
     def _why(self, size: int, nodes: list[NodeFacts], avoid: Collection[str]) -> str:
-        if self.group is not None and len(self.group.place.bundles()) >= size > 0:
+        if self._placed() >= size > 0:
             return "their places are there, and their processes are coming up"
         return why_waiting(
             nodes, self._bundle, self._resources.min_workers, avoid, self._resources.placement_strategy
