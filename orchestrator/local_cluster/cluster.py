@@ -22,6 +22,7 @@ from orchestrator.local_cluster.plan import HEAD, Node, Plan, driver_environment
 UP_TIMEOUT_S = 240.0
 """How long a node may take to come up."""
 _END_TIMEOUT_S = 10.0
+_LOST = "lost"  # the name of what covers up lost storage
 
 
 class LocalCluster:
@@ -162,15 +163,15 @@ class LocalCluster:
         self._isolated("storage to lose")
         shared = str(self.shared)
         for first in self._running():
-            mount = ("mount", "-t", "tmpfs", "-o", "ro,size=4k", "lost", shared)
+            mount = ("mount", "-t", "tmpfs", "-o", "ro,size=4k", _LOST, shared)
             network.command("nsenter", f"--target={first}", "--mount", "--", *mount)
 
     def restore_storage(self) -> None:
         """Undo `lose_storage`."""
+        shared = str(self.shared)
         for first in self._running():
-            with contextlib.suppress(OrchestratorError):  # it was started meanwhile
-                network.command("nsenter", f"--target={first}", "--mount", "--", "umount", "--lazy", "--types",
-                                "tmpfs", str(self.shared))  # fmt: skip
+            if network.is_mounted(first, _LOST, shared):
+                network.command("nsenter", f"--target={first}", "--mount", "--", "umount", "--lazy", shared)
 
     def down(self) -> None:
         """End everything and remove every trace; may be called twice."""

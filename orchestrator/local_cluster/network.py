@@ -1,4 +1,4 @@
-"""Network namespaces, a bridge between them, and how their links are cut. Needs root.
+"""The system's commands: network namespaces, a bridge between them, links that are cut. Needs root.
 
 `ip` of iproute2 does the work. Imports: errors, the standard library.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import OrchestratorError
@@ -79,6 +80,14 @@ def processes_in(namespace: str) -> list[int]:
     with contextlib.suppress(OrchestratorError):
         return [int(line) for line in command("ip", "netns", "pids", namespace).split()]
     return []
+
+
+def is_mounted(pid: int, source: str, place: str) -> bool:
+    """Whether something of this name is mounted at a place, as a process sees it."""
+    with contextlib.suppress(OSError):
+        mounts = [line.split() for line in Path(f"/proc/{pid}/mounts").read_text().splitlines()]
+        return any(mount[:2] == [source, place] for mount in mounts)
+    return False
 
 
 def namespaces(prefix: str) -> list[str]:

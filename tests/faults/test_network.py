@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -84,10 +85,10 @@ def test_a_command_on_a_node_gets_signals_and_gives_its_code(plan: Plan) -> None
             assert told.stdout is not None
             told.stdout.readline()
             told.terminate()
-            assert told.wait(20) == 5
+            assert told.wait(60) == 5
         with subprocess.Popen([*enter, "sleep", "60"], stdin=subprocess.DEVNULL) as killed:
             while len(network.processes_in(plan.host_name("w1"))) < 4:
-                pass
+                time.sleep(0.05)
             killed.kill()
         os.kill(first, signal.SIGKILL)
     # What was entered has died with the one that entered.

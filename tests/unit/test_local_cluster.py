@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -129,7 +130,7 @@ def test_processes_are_found_by_their_mark_with_their_children() -> None:
     )
     try:
         while len(psutil.Process(process.pid).children()) != 1:
-            pass
+            time.sleep(0.05)
         plan = Plan(99999, isolated=False)
         assert len(processes.node_processes(plan, "w1")) == 2
         assert processes.node_processes(plan, "w") == []
