@@ -37,7 +37,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ours")
 
-CLUSTER_FIXTURES = {"ray_cluster", "ray_head"}
+CLUSTER_FIXTURES = {"fault_cluster", "ray_cluster", "ray_head"}
 SET_BY_LIBRARIES = (
     "KMP_",
     "_MLFLOW_",

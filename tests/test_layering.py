@@ -41,6 +41,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "worker": frozenset({"numpy", "torch"}),
     "runners": frozenset({"aiohttp", "psutil", "ray", "requests", "torch"}),
     "scheduling": frozenset({"ray"}),
+    "local_cluster": frozenset({"filelock", "psutil", "ray"}),
     "cli": frozenset({"rich", "typer", "yaml"}),
     "__main__": frozenset(),
     "__init__": frozenset(),

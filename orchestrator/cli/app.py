@@ -10,6 +10,7 @@ import typer
 
 from orchestrator import __version__
 from orchestrator.cli.checkpoint import checkpoint
+from orchestrator.cli.cluster import cluster
 from orchestrator.cli.data import data
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.list import list_
@@ -55,6 +56,7 @@ app.add_typer(checkpoint, name="checkpoint", rich_help_panel=_JOBS)
 app.add_typer(data, name="data", rich_help_panel=_JOBS)
 app.command(rich_help_panel=_HERE)(ui)
 app.command(rich_help_panel=_HERE)(doctor)
+app.add_typer(cluster, name="cluster", rich_help_panel=_HERE)
 
 
 def _version(wanted: bool) -> None:
