@@ -25,7 +25,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "spec": frozenset({"pydantic", "pydantic_core", "yaml"}),
     "data": frozenset(
         {
-            *("PIL", "filelock", "fsspec", "numpy", "pandas", "pyarrow", "sklearn", "tokenizers"),
+            *("PIL", "filelock", "fsspec", "numpy", "pandas", "pyarrow", "simplejpeg"),
+            *("sklearn", "tokenizers"),
             *("torch", "torchvision", "adbc_driver_postgresql", "pymongo"),
         },
     ),
