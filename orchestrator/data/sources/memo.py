@@ -6,6 +6,7 @@ Imports: pyarrow, `storage`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -59,7 +60,8 @@ class Memo:
         }
         if self._path is not None and any(self._known.get(key) != entry for key, entry in fresh.items()):
             self._known |= fresh
-            Folder.at(self._path.parent).write_bytes(self._path.name, json.dumps(self._known).encode())
+            with contextlib.suppress(OSError):  # whoever needs the place itself says what is wrong with it
+                Folder.at(self._path.parent).write_bytes(self._path.name, json.dumps(self._known).encode())
         return found
 
 
