@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import simplejpeg
 from numpy.typing import NDArray
 
 from orchestrator.data.columns import image_bytes
@@ -47,6 +46,7 @@ def decode_images(
 
     The pixels of a damaged image are zero. `size` is (height, width); decoding runs on all cores.
     """
+    import simplejpeg  # noqa: F401 - here too: where it is missing, the images are not the damaged ones
     from PIL import UnidentifiedImageError
 
     encoded = image_bytes(column)
@@ -99,6 +99,7 @@ def _jpeg(data: bytes, size: tuple[int, int], mode: str) -> Image | None:
     None for what Pillow has to decide: other formats, other ways to store colors, damaged files, and sizes that are
     suspicious, or so small that a fraction could be mistaken for the next one.
     """
+    import simplejpeg
     from PIL import Image
 
     if not data.startswith(_JPEG):
