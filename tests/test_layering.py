@@ -26,7 +26,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "checkpoints": frozenset({"torch"}),
     "data": frozenset(
         {
-            *("PIL", "filelock", "fsspec", "numpy", "pandas", "pyarrow", "sklearn", "tokenizers"),
+            *("PIL", "filelock", "fsspec", "numpy", "pandas", "pyarrow", "simplejpeg"),
+            *("sklearn", "tokenizers"),
             *("torch", "torchvision", "adbc_driver_postgresql", "pymongo"),
         },
     ),

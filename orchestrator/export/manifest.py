@@ -21,7 +21,9 @@ MANIFEST = "bundle.json"
 WEIGHTS = "model.safetensors"
 LOADER_MODULE = "orchestrator.export.pyfunc"
 
-_SCORING_PACKAGES = ("numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
+_SCORING_PACKAGES = (
+    *("numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "simplejpeg", "torch"),
+)
 # MLflow widens a column and never narrows it: the widest of a kind takes what pandas and JSON give.
 _COLUMN_TYPES = {"b": "boolean", "i": "long", "u": "long", "f": "double", "U": "string"}
 

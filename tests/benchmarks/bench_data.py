@@ -402,6 +402,7 @@ def main() -> int:
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
+        keep_freed_memory()
         print(json.dumps(read_in_this_process(arguments.child[0], Path(arguments.child[1]))))
         return 0
     warnings.simplefilter("ignore")

@@ -117,7 +117,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     folder, size = Path(os.environ["IMAGE_FOLDER"]), arguments.size
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    print(describe_machine("torch", "pillow", "ray"))
+    print(describe_machine("torch", "pillow", "simplejpeg", "ray"))
     print(f"{len(files)} pictures to {size}×{size}, {arguments.runs} rounds in turns")
     torch.set_num_threads(2)
     import ray

@@ -71,3 +71,38 @@ def test_a_jpeg_decoded_at_a_fraction_looks_like_the_whole(mode: str, name: Any)
     difference = np.abs(pixels[0].astype(int) - np.asarray(whole, int).reshape(48, 64, -1))
     assert difference.mean() < 1
     assert difference.max() < 12
+
+
+@pytest.mark.parametrize("mode", ["rgb", "grayscale"])
+@pytest.mark.parametrize(
+    "stored",
+    [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"keep_rgb": True}, {"gray": True}],
+    ids=str,
+)
+def test_every_jpeg_is_decoded_to_the_pixels_that_pillow_gives(stored: dict[str, Any], mode: Any) -> None:
+    """Bit by bit, whether it is decoded at its size or at a fraction, in a way of its own or by Pillow."""
+    settings = dict(stored)
+    gray = settings.pop("gray", False)
+    coarse = Image.fromarray(np.random.default_rng(2).integers(0, 256, (30, 20, 3), dtype=np.uint8))
+    for width, height in [(1, 1), (7, 15), (16, 17), (61, 90), (203, 160), (640, 333)]:
+        picture = coarse.resize((width, height), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        (picture.convert("L") if gray else picture).save(buffer, "JPEG", quality=80, **settings)
+        for size in [(40, 30), (10, 12), (3, 3), (1, 1)]:
+            pixels, corrupt = decode_images(pa.chunked_array([[buffer.getvalue()]]), size, mode)
+            assert not corrupt
+            with Image.open(buffer) as image:
+                image.draft("RGB" if mode == "rgb" else "L", (2 * size[1], 2 * size[0]))
+                whole = image.convert("RGB" if mode == "rgb" else "L")
+            expected = np.asarray(whole.resize(size[::-1], Image.Resampling.BILINEAR))
+            assert np.array_equal(pixels[0], expected.reshape(pixels[0].shape)), (width, height, size)
+
+
+def test_a_cmyk_jpeg_is_left_to_pillow() -> None:
+    picture = Image.fromarray(RGB).resize((64, 64)).convert("CMYK")
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95)
+    pixels, corrupt = decode_images(pa.chunked_array([[buffer.getvalue()]]), (64, 64), "rgb")
+    assert not corrupt
+    with Image.open(buffer) as image:
+        assert np.array_equal(pixels[0], np.asarray(image.convert("RGB")))

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ import pytest
 from PIL import Image
 
 from orchestrator.data.prepared.prepared import Prepared
+from orchestrator.data.preparing import mapper as mapper_module
 from orchestrator.data.preparing.mapper import Mapper, closing_all, in_process
 from orchestrator.data.preparing.prepare import prepare
+from orchestrator.data.threads import in_threads
 from orchestrator.errors import DataError, UsageError
 from orchestrator.spec.data import DataSection
 from orchestrator.storage import Folder
@@ -96,13 +99,19 @@ def section(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def prepared(section: dict[str, Any], storage: Folder, mapper: Mapper | None = None) -> Prepared:
+def prepared(
+    section: dict[str, Any],
+    storage: Folder,
+    mapper: Mapper | None = None,
+    stop: threading.Event | None = None,
+) -> Prepared:
     return prepare(
         DataSection.model_validate(section),
         task="auto",
         seed=0,
         storage=storage,
         mapper=lambda num_chunks: mapper or in_process,
+        stop=stop,
     )
 
 
@@ -218,6 +227,58 @@ def test_passes_that_are_not_read_to_the_end_are_closed() -> None:
         assert [next(results) for results in kept] == ["1", "1"]
         assert ends == []
     assert ends == ["second", "first"]
+
+
+def test_a_pass_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapper_module, "_SAY_EVERY_S", 0.0)
+    said: list[str] = []
+    assert list(in_process(str, [1, 2], "cleaning", say=said.append)) == ["1", "2"]
+    assert said[-1] == "cleaning: 1 of 2 chunks"
+
+
+@pytest.mark.parametrize("label", ["cleaning", "encoding"])
+def test_a_stop_ends_the_build_behind_the_chunk_and_leaves_nothing(
+    section: dict[str, Any], tmp_path: Path, label: str
+) -> None:
+    stop, done = threading.Event(), []
+
+    def stopped(function: Callable[[Any], Any], items: Sequence[Any], what: str) -> Iterator[Any]:
+        for item in items:
+            yield function(item)
+            if what == label:
+                done.append(item.index if label == "cleaning" else item.numbered.index)
+                if len(done) == 2:
+                    stop.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        prepared(section, Folder.at(tmp_path), stopped, stop)
+    assert done in ([0, 1], [0, 1, 2])  # one that was begun is ended
+    assert folders(tmp_path) == []
+    prepared(section, Folder.at(tmp_path))
+
+
+def test_an_error_in_one_thread_stops_the_others() -> None:
+    called: list[int] = []
+
+    def call(number: int) -> None:
+        if number == 0:
+            raise OSError("the first")
+        called.append(number)
+
+    with pytest.raises(OSError, match="the first"):
+        in_threads(call, range(4_000_000), 2)
+    assert len(called) < 2_000_000
+
+
+def test_a_storage_that_may_not_be_written_to(section: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    place = tmp_path / "locked" if os.geteuid() else Path("/sys/kernel")  # not even root may
+    if not place.exists():
+        pytest.skip("there is no folder here that this user may not write to")
+    with pytest.raises(UsageError, match=f"storage: {place}/below cannot be written: ") as caught:
+        prepared(section, Folder.at(place / "below"))
+    assert "name another place by storage" in caught.value.mend
+    assert prepared(section, Folder.at(tmp_path / "runs")).manifest.rows
 
 
 def jpegs(root: Path, count: int, corrupt: Sequence[int]) -> list[str]:

@@ -133,6 +133,17 @@ def test_a_fault_names_the_field_and_the_mend(sections: dict[str, Any], field: s
         ({"features": ["label"]}, "data", "also among the features"),
         ({"transforms": [{"kind": "scale", "by": 0}]}, "data.transforms.0.by", "greater than 0"),
         ({"transforms": ["standardize"]}, "data.transforms.0", "must be a section with keys"),
+        ({"text": {}, "augment": [{"kind": "mixup"}]}, "data", "(mixup) changes numbers"),
+        (
+            {"source": {"kind": "csv", "path": "a"}, "augment": [{"kind": "mixup"}, {"kind": "flip"}]},
+            "data",
+            "(flip) changes images, and a source of kind csv has none",
+        ),
+        (
+            {"source": {"kind": "image_folder", "path": "a"}, "augment": [{"kind": "crop", "padding": 32}]},
+            "data",
+            "of 32×32; write a padding of at most 31",
+        ),
     ],
 )
 def test_faults_of_the_data_section(data: dict[str, Any], field: str, words: str) -> None:

@@ -1,4 +1,4 @@
-"""Decode and resize encoded images, many at a time. Imports: numpy, Pillow, pyarrow."""
+"""Decode and resize encoded images, many at a time. Imports: numpy, Pillow, pyarrow, simplejpeg."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,15 @@ from numpy.typing import NDArray
 from orchestrator.data.columns import image_bytes
 from orchestrator.data.threads import in_threads
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _CHANNELS = {"rgb": 3, "grayscale": 1}
 _MODES = {"rgb": "RGB", "grayscale": "L"}
 """What Pillow calls them."""
+_JPEG = b"\xff\xd8\xff"
+_FEWEST, _MOST_PIXELS = 16, 80_000_000
+"""On a side, and in all, of a JPEG that is decoded past Pillow, which warns of larger ones."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ def decode_images(
 
     The pixels of a damaged image are zero. `size` is (height, width); decoding runs on all cores.
     """
+    import simplejpeg  # noqa: F401 - here too: where it is missing, the images are not the damaged ones
     from PIL import UnidentifiedImageError
 
     encoded = image_bytes(column)
@@ -67,14 +74,48 @@ def _decode(data: bytes | None, size: tuple[int, int], mode: str) -> NDArray[np.
     if not data:
         raise ValueError("no bytes")
     height, width = size
+    image = _jpeg(data, size, mode) or _any_image(data, size, mode)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8).reshape(height, width, -1)[..., : _CHANNELS[mode]]
+
+
+def _any_image(data: bytes, size: tuple[int, int], mode: str) -> Image:
+    """Decoded by Pillow."""
+    from PIL import Image
+
+    height, width = size
     with Image.open(io.BytesIO(data)) as image:
         # A JPEG is decoded at a fraction of its size, but at twice the wanted one at least, which cannot be told
         # from the whole after resizing (Pillow's own thumbnails are made so), and takes a fraction of the time.
         image.draft(_MODES[mode], (2 * width, 2 * height))
-        converted = image.convert(_MODES[mode])
-    if converted.size != (width, height):
-        converted = converted.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(converted, dtype=np.uint8).reshape(height, width, -1)
+        return image.convert(_MODES[mode])
+
+
+def _jpeg(data: bytes, size: tuple[int, int], mode: str) -> Image | None:
+    """The same pixels as `_any_image` gives, by the same library (libjpeg-turbo), but without Python's lock, so that
+    threads decode side by side; colors have a fourth channel without meaning, as Pillow wants them in memory.
+
+    None for what Pillow has to decide: other formats, other ways to store colors, damaged files, and sizes that are
+    suspicious, or so small that a fraction could be mistaken for the next one.
+    """
+    import simplejpeg
+    from PIL import Image
+
+    if not data.startswith(_JPEG):
+        return None
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        if colors not in ("YCbCr", "Gray") or min(height, width) < _FEWEST or height * width > _MOST_PIXELS:
+            return None
+        whole = min(width // (2 * size[1]), height // (2 * size[0]))
+        part = next((fraction for fraction in (8, 4, 2) if whole >= fraction), 1)  # as Pillow's draft
+        smallest = {"min_height": -(-height // part), "min_width": -(-width // part)}
+        pixels = simplejpeg.decode_jpeg(data, "RGBX" if mode == "rgb" else "GRAY", **smallest)
+    except ValueError:
+        return None
+    raw_mode = "RGBX" if mode == "rgb" else "L"
+    return Image.frombuffer(raw_mode, pixels.shape[1::-1], pixels, "raw", raw_mode, 0, 1)  # a view
 
 
 def _paths(column: pa.ChunkedArray) -> Sequence[Any]:

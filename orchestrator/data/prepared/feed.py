@@ -73,11 +73,18 @@ def feed(
     chunk = max(1, min(_MOST_ITEMS, int(chunk_bytes / item_bytes)))
     with contextlib.ExitStack() as stack:
         ahead = stack.enter_context(_shards_ahead(part, order)) if part.streaming else None
+        helper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="gather"))
 
         def make(start: int, end: int) -> list[Fed]:
             if ahead is not None:
                 ahead(start)
-            return _gather(part, [wanted(k) for k in range(start, end)], pin)
+            items = [wanted(k) for k in range(start, end)]
+            half = len(items) // 2 if part.streaming else 0
+            if not half:
+                return _gather(part, items, pin)
+            # Rows from many shards take twice the work of rows from one: two threads share it.
+            rest = helper.submit(_gather, part, items[half:], pin)
+            return [*_gather(part, items[:half], pin), *rest.result()]
 
         background = part.streaming or item_bytes >= BACKGROUND_BYTES
         yield stack.enter_context(prefetched(make, first, stop, chunk=chunk, background=background))

@@ -142,15 +142,18 @@ class Part:
     def _from_many(self, indices: NDArray[np.int64], columns: Sequence[int], pin: bool) -> list[Tensor]:
         """One gather per touched shard, side by side, and one that brings the rows into their order: nearly three
         times as fast as putting each shard's rows where they belong, which is done row by row."""
-        of_shard = np.searchsorted(self._ends, indices, side="right").astype(np.uint32)
+        small = np.min_scalar_type(
+            len(self.shards)
+        )  # numbers of 8 or 16 bits are sorted in a third of the time
+        of_shard = np.searchsorted(self._ends, indices, side="right").astype(small)
         order = np.argsort(of_shard, kind="stable")
-        touched, starts = np.unique(of_shard[order], return_index=True)
         places = np.empty(len(indices), np.int64)
         places[order] = np.arange(len(indices))
+        counts = np.bincount(of_shard)
+        touched = np.flatnonzero(counts)
+        ends = np.cumsum(counts[touched])
         beside: list[NDArray[Any]] = []
-        for shard_index, start, stop in zip(
-            touched.tolist(), starts, [*starts[1:], len(indices)], strict=True
-        ):
+        for shard_index, start, stop in zip(touched.tolist(), [0, *ends[:-1]], ends, strict=True):
             shard = self._open.get(shard_index)
             local = indices[order[start:stop]] - (self._ends[shard_index] - self.shards[shard_index].rows)
             beside = beside or [

@@ -10,6 +10,7 @@ import functools
 import itertools
 import secrets
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,13 +63,15 @@ def build(
     mapper: Callable[[int], Mapper],
     memo: Path | None = None,
     earlier: Earlier | None = None,
+    stop: threading.Event | None = None,
 ) -> Manifest:
     """Prepare a section's data into an empty folder; the manifest is written last.
 
     `named` are the key, the fingerprint and the lineage, `memo` is that of the fingerprint, `earlier` what the same
     settings prepared before. `mapper` chooses, by the number of chunks, where passes run; elsewhere than in this
     process they must see the folder. Raises SourceError where the data does not fit the section or the task,
-    DataError where too much of it is corrupt, or the folder cannot take it; then no pass runs any more.
+    DataError where too much of it is corrupt, or the folder cannot take it, KeyboardInterrupt soon after `stop` is
+    set; then no pass runs any more.
     """
     source = open_source(section, section.preparation.chunk_size, search_paths=sys.path, memo=memo)
     if not source.chunks:
@@ -81,7 +84,7 @@ def build(
     scratch = _scratch(folder) if len(numbered) > 1 else None
     try:
         section = section.model_copy(update={"features": feature_names(section, source.schema)})
-        with closing_all(mapper(len(numbered))) as run:
+        with closing_all(mapper(len(numbered)), stop) as run:
             return _Build(section, task, seed, named, folder, run, scratch, earlier).manifest(
                 source.schema, numbered
             )

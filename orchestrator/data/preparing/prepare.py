@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from orchestrator.data.prepared.manifest import FORMAT_VERSION, MANIFEST
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.data.preparing.earlier import find_earlier
 from orchestrator.data.preparing.mapper import in_process
+from orchestrator.data.preparing.room import writing_to
 from orchestrator.data.sources.fingerprint import fingerprint as data_fingerprint
 from orchestrator.data.sources.fingerprint import memo_file
 from orchestrator.errors import DataError
@@ -43,13 +45,17 @@ def prepare(
     storage: Folder,
     fingerprint: str | None = None,
     mapper: Callable[[int], Mapper] = _here,
+    stop: threading.Event | None = None,
 ) -> Prepared:
     """The section's data, ready to train on, under `<storage>/prepared/<key>`.
 
     Found there if it was prepared before (damaged folders are built anew), else built; of several processes
     one builds and the others wait. `task` is the spec's `train.task`, `seed` decides the split, `mapper` (by the
     number of chunks) where the work is done: here, by default. With `cache: false` it is always built, into a
-    folder of its own that `discard` removes. Raises SourceError and DataError as `build` does.
+    folder of its own that `discard` removes.
+
+    Raises SourceError and DataError as `build` does; KeyboardInterrupt when `stop` is set, within the time of a
+    chunk, and nothing of the build is left; UsageError where the storage may not be written to.
     """
     if fingerprint is None:
         fingerprint = data_fingerprint(section, sys.path, memo_file(storage))
@@ -61,7 +67,7 @@ def prepare(
     if found is not None:
         return found
     # On remote storage two nodes may both build, and upload the same content.
-    with node_lock(place):
+    with writing_to(storage), node_lock(place):
         return _find(place, section) or _build(
             section,
             place,
@@ -71,6 +77,7 @@ def prepare(
             mapper=mapper,
             memo=memo_file(storage),
             earlier=find_earlier(storage / "prepared", named["lineage"]) if section.cache else None,
+            stop=stop,
         )
 
 

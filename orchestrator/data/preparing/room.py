@@ -1,10 +1,12 @@
-"""What a build says where its folder cannot take what it writes. Imports: the standard library."""
+"""What a build says where its folder cannot, or may not, take what it writes. Imports: the standard library."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.data.prepared.shards import MOST_PIECES
@@ -12,6 +14,24 @@ from orchestrator.errors import DataError, OrchestratorError, UsageError
 from orchestrator.storage import Folder
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+@contextlib.contextmanager
+def writing_to(storage: Folder) -> Iterator[None]:
+    """Raises UsageError where the system forbids the block to write below a local storage, or to make it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FORBIDDEN or not storage.is_local or not isinstance(error.filename, str):
+            raise
+        place = storage.local_path()
+        if not (place.is_relative_to(error.filename) or Path(error.filename).is_relative_to(place)):
+            raise  # the source's
+        raise UsageError(
+            f"storage: {error.filename} cannot be written: {os.strerror(error.errno)}",
+            "get the right to write there, or name another place by storage",
+        ) from error
 
 
 def explain(

@@ -5,9 +5,12 @@ Imports: pyarrow.
 
 from __future__ import annotations
 
+import errno
 import glob
+import io
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,9 +59,11 @@ class File:
     def read_bytes(self, start: int = 0, stop: int | None = None) -> bytes:
         """The content from `start` to `stop` (None: to its end). Raises OSError."""
         if self.filesystem is None:
-            with Path(self.path).open("rb") as stream:
-                stream.seek(start)
-                return stream.read(-1 if stop is None else stop - start)
+            with open(self.path, "rb", buffering=0) as raw:  # noqa: PTH123 - there are millions of small files
+                if not start and stop is None:
+                    return raw.readall()
+                raw.seek(start)
+                return io.BufferedReader(raw).read(-1 if stop is None else stop - start)
         with self.filesystem.open_input_file(self.path) as stream:
             stream.seek(start)
             return bytes(stream.read(None if stop is None else stop - start))
@@ -194,8 +199,7 @@ def _matching(place: Location) -> Iterator[File]:
     """The files that a glob matches."""
     if place.filesystem is None:
         for name in glob.glob(place.pattern, root_dir=place.base, recursive=True):  # noqa: PTH207 - Path's finds hidden ones
-            if (path := Path(place.base) / name).is_file():
-                yield _local_file(str(path), name)
+            yield from _local_file(str(Path(place.base) / name), name)
         return
     matches = re.compile(_glob_regex(place.pattern)).fullmatch
     yield from (file for file in _walk(place, recursive="/" in place.pattern) if matches(file.relative))
@@ -250,25 +254,36 @@ def _walk_local(place: Location) -> Iterator[File]:
     if not Path(place.base).exists():
         raise _missing(place)
     if Path(place.base).is_file():
-        yield _local_file(place.base, Path(place.base).name)
+        yield from _local_file(place.base, Path(place.base).name)
         return
+    start = len(place.base.rstrip("/")) + 1
     for folder, below, names in os.walk(place.base, followlinks=True):
         # A link to a folder that it lies in would never end.
         here = os.path.realpath(folder)
         below[:] = [name for name in below if not _is_above(os.path.realpath(f"{folder}/{name}"), here)]
         for name in names:
-            path = str(Path(folder) / name)
-            if Path(path).is_file():  # neither a pipe nor a link to nowhere
-                yield _local_file(path, Path(path).relative_to(place.base).as_posix())
+            path = os.path.join(folder, name)  # noqa: PTH118 - there are millions of small files
+            yield from _local_file(path, path[start:])
 
 
 def _is_above(folder: str, other: str) -> bool:
     return folder == other or other.startswith(f"{folder.rstrip('/')}/")
 
 
-def _local_file(path: str, relative: str) -> File:
-    stat = Path(path).stat()
-    return File(path, relative, stat.st_size, stat.st_mtime_ns)
+def _local_file(path: str, relative: str) -> Iterator[File]:
+    """The file, unless it is a pipe or the like, or a link to nowhere."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - there are millions of small files
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        return
+    if stat.S_ISREG(found.st_mode):
+        yield File(path, relative, found.st_size, found.st_mtime_ns)
+
+
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of links to nowhere."""
 
 
 def _missing(place: Location) -> SourceError:

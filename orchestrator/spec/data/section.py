@@ -68,3 +68,27 @@ class DataSection(Section):
         if self.features and self.target in self.features:
             raise ValueError(f"the target '{self.target}' is also among the features")
         return self
+
+    @model_validator(mode="after")
+    def _augments_what_there_is(self) -> Self:
+        """As far as it can be told without the data: what is left, a run says once it knows the data's shape."""
+        for step in self.augment:
+            if self.text is not None:
+                raise ValueError(
+                    f"augment ({step.kind}) changes numbers, and data.text gives token ids; leave it out"
+                )
+            if step.kind != "mixup" and self.source.kind in ("csv", "linear"):
+                raise ValueError(
+                    f"augment ({step.kind}) changes images, and a source of kind {self.source.kind} has none; leave it "
+                    "out (of all steps, only mixup is for tables)"
+                )
+            if (
+                step.kind == "crop"
+                and self.source.kind == "image_folder"
+                and step.padding >= min(self.image.size)
+            ):
+                raise ValueError(
+                    f"augment (crop): {step.padding} pixels cannot be mirrored at the edge of images of "
+                    f"{self.image.size[0]}×{self.image.size[1]}; write a padding of at most {min(self.image.size) - 1}"
+                )
+        return self
