@@ -11,8 +11,9 @@ import functools
 import importlib
 import logging
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -133,13 +134,15 @@ def _prepare(
     identity = identify(spec, source, loaded.search_paths, initial.sha256 if initial else "")
     there: Future[Staff] = Future()  # Ray is, and the workers are on their way
     staff = None
-    with ThreadPoolExecutor(2, thread_name_prefix="prepare") as pool:
+    stop = threading.Event()
+    with ThreadPoolExecutor(2, thread_name_prefix="prepare") as pool, _set_on_error(stop):
         preparing: Future[Prepared] = pool.submit(
             prepare_data,
             job,
             fingerprint=source,
             cluster=None if job.inline else functools.partial(_cluster_for_data, there),
             say=watch.say,
+            stop=stop,
         )
         if not job.inline:
             # While Ray's processes come up there is time to import torch.
@@ -159,6 +162,16 @@ def _prepare(
     if initial is not None:
         place_initial(initial, choice.run)
     return prepared, choice, staff
+
+
+@contextlib.contextmanager
+def _set_on_error(stop: threading.Event) -> Iterator[None]:
+    """An error, and Ctrl-C, end the preparation too, which would be waited for."""
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        raise
 
 
 def _open_staff(spec: JobSpec, stack: contextlib.ExitStack) -> Staff:

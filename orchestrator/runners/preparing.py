@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,12 @@ def prepare_data(
     fingerprint: str | None = None,
     cluster: Callable[[], object] | None = None,
     say: Callable[[str], None],
+    stop: threading.Event | None = None,
 ) -> Prepared:
     """The job's data, found or built under its storage. `cluster` returns once Ray is there; None: it never is.
 
-    The secrets of the spec are in this process's environment. Raises what `data.preparing.prepare.prepare` does.
+    The secrets of the spec are in this process's environment. Raises what `data.preparing.prepare.prepare` does,
+    which also says what `stop` is for.
     """
     from orchestrator.data.preparing.prepare import prepare
     from orchestrator.spec import secret_values
@@ -43,7 +46,7 @@ def prepare_data(
         from orchestrator.data.preparing.mapper import in_process
 
         if cluster is None or wanted == "process" or (wanted == "auto" and num_chunks < ENOUGH_CHUNKS):
-            return in_process
+            return functools.partial(in_process, say=say)
         cluster()
         from orchestrator.runners.ray_workers.prepare import map_by_ray
 
@@ -59,6 +62,7 @@ def prepare_data(
         storage=job.storage,
         fingerprint=fingerprint or _fingerprint(job),
         mapper=mapper,
+        stop=stop,
     )
 
 
