@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 MAX_FAILURES = 3
 """Saves that may fail in a row before the run ends: more work than that is not put at risk."""
 ANNOUNCEMENT_TIMEOUT_S = 600.0
-_NICENESS = 10
+_NICENESS = 5
 """The writer yields to the training where both want a processor. It is not starved: now and then it holds the
 interpreter's lock, for which the training would wait."""
 
@@ -130,11 +130,7 @@ class Saver:
 
         Raises CheckpointError where too many have failed, or a newer attempt has begun.
         """
-        began_s = time.perf_counter()
-        try:
-            self._settle()
-        finally:
-            self.stall_s += time.perf_counter() - began_s
+        self._wait(last=False)
 
     def save(
         self,
@@ -180,9 +176,7 @@ class Saver:
 
     def finish(self) -> None:
         """Wait for the last save. Raises CheckpointError where it failed."""
-        self.wait()
-        if self._error is not None:
-            raise self._error
+        self._wait(last=True)
 
     def take_saved(self) -> list[Saved]:
         """What was committed since the last call, oldest first. Rank 0 only."""
@@ -211,13 +205,22 @@ class Saver:
         self._thread = threading.Thread(target=run, name="checkpoint-writer", daemon=True)
         self._thread.start()
 
-    def _settle(self) -> None:
+    def _wait(self, *, last: bool) -> None:
+        began_s = time.perf_counter()
+        try:
+            self._settle(last)
+        finally:
+            self.stall_s += time.perf_counter() - began_s
+
+    def _settle(self, last: bool = False) -> None:
         """Wait for the thread, and judge what it did."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         task, self._task = self._task, None
         if task is None:
+            if last and self._error is not None:
+                raise self._error
             return
         if task.error is None:
             self._failures, self._error = 0, None
@@ -229,7 +232,7 @@ class Saver:
         if self._rank != 0:
             _log.error("%s", self._error)  # rank 0 is told, and decides
             self._error = None
-        elif self._failures >= MAX_FAILURES or isinstance(task.error, Fenced):
+        elif last or self._failures >= MAX_FAILURES or isinstance(task.error, Fenced):
             raise self._error
         else:
             self._notice(

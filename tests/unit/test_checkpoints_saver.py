@@ -118,7 +118,7 @@ def test_a_rank_that_cannot_write_fails_the_checkpoint(tmp_path: Path) -> None:
     other.wait()
     with pytest.raises(CheckpointError, match=r"rank 1 could not write its part: .*broken"):
         lead.finish()
-    assert "training goes on" in notices[0]
+    assert notices == []  # training does not go on after the last one
     assert store.manifests() == []
 
 
