@@ -122,7 +122,12 @@ class Saver:
         if self._asynchronous and parts and self._copies is None:
             copies = self._host_copies()
             contents = [part.content for part in parts]
-            self._start(lambda: copies.reserve(contents))
+
+            def reserve() -> None:
+                with contextlib.suppress(MemoryError):  # the first save meets it again, and says so
+                    copies.reserve(contents)
+
+            self._start(reserve)
 
     def wait(self) -> None:
         """Wait for the save that is being written, if any. Rank 0 does so before it tells the others to begin the
@@ -162,11 +167,9 @@ class Saver:
                 files={},
             )
             self._task = task = _Task(manifest, self._number, parts, others, began_s)
-            if self._asynchronous:
-                contents = self._host_copies().take([part.content for part in parts])
-                task.parts = [
-                    replace(part, content=content) for part, content in zip(parts, contents, strict=True)
-                ]
+            copied = self._copied(parts) if self._asynchronous else None
+            if copied is not None:
+                task.parts = copied
                 task.stall_s = time.perf_counter() - began_s
                 self._start(lambda: self._run(task))
             else:
@@ -188,6 +191,16 @@ class Saver:
             self._thread.join(timeout_s)
             self._given_up.set()
             self._thread.join(timeout_s)
+
+    def _copied(self, parts: Sequence[Part]) -> list[Part] | None:
+        """The parts as they are now; None where there is no memory for a copy, and training has to wait."""
+        try:
+            contents = self._host_copies().take([part.content for part in parts])
+        except MemoryError as error:
+            self._asynchronous, self._copies = False, None
+            self._notice(f"{error}: training waits for each checkpoint (checkpoint.asynchronous)")
+            return None
+        return [replace(part, content=content) for part, content in zip(parts, contents, strict=True)]
 
     def _host_copies(self) -> HostCopies:
         from orchestrator.checkpoints.tensors import HostCopies
@@ -253,7 +266,7 @@ class Saver:
             for part in task.parts:
                 files[part.name] = self._write(task, part)
             if self._rank != 0:
-                announce(place, self._rank, save, files)
+                self.store.patiently(lambda: announce(place, self._rank, save, files), "announcing a file")
                 return
             for rank in task.others:
                 files |= announced(place, rank, save, timeout_s=ANNOUNCEMENT_TIMEOUT_S, check=self._go_on)
