@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.checkpoints.announce import announce, announced, forget
 from orchestrator.checkpoints.files import Sink
 from orchestrator.checkpoints.manifest import FileFacts, Manifest, checkpoint_name
+from orchestrator.checkpoints.patience import patiently
 from orchestrator.checkpoints.store import CheckpointStore, Fenced
 from orchestrator.errors import CheckpointError
 
@@ -266,7 +267,11 @@ class Saver:
             for part in task.parts:
                 files[part.name] = self._write(task, part)
             if self._rank != 0:
-                self.store.patiently(lambda: announce(place, self._rank, save, files), "announcing a file")
+                patiently(
+                    lambda: announce(place, self._rank, save, files),
+                    f"announcing the files of {manifest.name}",
+                    self.store.pauses_s,
+                )
                 return
             for rank in task.others:
                 files |= announced(place, rank, save, timeout_s=ANNOUNCEMENT_TIMEOUT_S, check=self._go_on)
