@@ -133,7 +133,7 @@ def _agree(attempt: Attempt) -> Wish:
     return agreement.wish
 
 
-def _end_epoch(attempt: Attempt, due: bool) -> None:
+def _end_epoch(attempt: Attempt, save_due: bool) -> None:
     """Validate, decide on early stopping, save (where a save is due, in any case); then the next epoch is at
     batch 0."""
     recipe, link, position = attempt.recipe, attempt.link, attempt.position
@@ -146,8 +146,8 @@ def _end_epoch(attempt: Attempt, due: bool) -> None:
     position.evaluated = True
     if link.rank == 0:  # before the save, which carries it: whoever goes on from there does not say it again
         link.log({"epoch": float(position.epoch)}, position.step)
-    every = attempt.saving.every_n_epochs
-    if due or final or attempt.stopped_early or (every is not None and position.epoch % every == 0):
+    save_due = save_due or position.epoch % attempt.saving.every_n_epochs == 0
+    if save_due or final or attempt.stopped_early:
         link.beat("saving", position.step)
         attempt.save()
     attempt.window.restart_clock()
