@@ -131,7 +131,7 @@ def _agree(attempt: Attempt) -> Wish:
     return agreement.wish
 
 
-def _end_epoch(attempt: Attempt, due: bool) -> None:
+def _end_epoch(attempt: Attempt, save_due: bool) -> None:
     """Validate, decide on early stopping, save (where a save is due, in any case); then the next epoch is at
     batch 0."""
     recipe, link, position = attempt.recipe, attempt.link, attempt.position
@@ -143,8 +143,8 @@ def _end_epoch(attempt: Attempt, due: bool) -> None:
     if recipe.val_part is not None and (due or final):
         validate(attempt)
     position.evaluated = True
-    every = attempt.saving.every_n_epochs
-    if due or final or attempt.stopped_early or (every is not None and position.epoch % every == 0):
+    save_due = save_due or position.epoch % attempt.saving.every_n_epochs == 0
+    if save_due or final or attempt.stopped_early:
         attempt.save()
     if link.rank == 0:
         link.log({"epoch": float(position.epoch)}, position.step)
