@@ -49,7 +49,7 @@ def parse_state(data: bytes) -> dict[str, Any]:
 
 
 def dump_safetensors(tensors: Mapping[str, torch.Tensor], sink: Sink, facts: Mapping[str, str]) -> None:
-    """Write dense CPU tensors in the safetensors format, with facts about them as its metadata.
+    """Write dense tensors in the safetensors format, with facts about them as its metadata.
 
     Source of the format: https://github.com/huggingface/safetensors (8 bytes of length, JSON header, data).
     """
@@ -69,7 +69,7 @@ def dump_safetensors(tensors: Mapping[str, torch.Tensor], sink: Sink, facts: Map
     sink.write(text)
     for tensor in tensors.values():
         if tensor.numel():
-            sink.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+            sink.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
 
 class HostCopies:

@@ -14,9 +14,15 @@ import safetensors.torch
 import torch
 from hypothesis import given
 
+from orchestrator.checkpoints.export import export_weights
+from orchestrator.checkpoints.manifest import STATE, Manifest, rank_file
+from orchestrator.checkpoints.saver import Part, Saver
 from orchestrator.checkpoints.shard_files import pieces_of, read_rows
 from orchestrator.checkpoints.sharded import Shard, dump_rows, whole
-from orchestrator.errors import CheckpointError
+from orchestrator.checkpoints.store import CheckpointStore
+from orchestrator.checkpoints.tensors import dump_state
+from orchestrator.errors import CheckpointError, UsageError
+from orchestrator.models.init_from import read_weights
 from orchestrator.storage import Folder
 
 WHOLE = {
@@ -165,3 +171,58 @@ def test_a_file_that_ends_too_early_is_refused(tmp_path: Path) -> None:
     (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="ends too early"):
         read_rows(folder, pieces, {"optimizer/state/0/flags": (0, 9)})
+
+
+def saved_by_two(store: CheckpointStore) -> Manifest:
+    """A checkpoint of two ranks: half of the weight and of its average each, and a buffer that both have."""
+    whole_state = {"model/weight": torch.arange(15.0).view(5, 3), "ema/averages/weight": torch.ones(5, 3)}
+    outlines = {name: tensor.to("meta") for name, tensor in whole_state.items()}
+    shared = {
+        "model": {"weight": outlines["model/weight"], "mean": torch.full((3,), 7.0)},
+        "ema": {"num_updates": 2, "averages": {"weight": outlines["ema/averages/weight"]}},
+        "optimizer": {"state": {0: {"exp_avg": torch.empty(5, 3, device="meta")}}},
+    }
+    for rank in (1, 0):
+        first, stop = ((0, 3), (3, 5))[rank]
+        shards = {name: Shard(one[first:stop], (5, 3), first) for name, one in whole_state.items()}
+        rows = {name: shard.rows for name, shard in shards.items()}
+        parts = [Part(rank_file(rank, "safetensors"), rows, dump_rows(shards))]
+        parts += [Part(STATE, shared, dump_state)] if rank == 0 else []
+        saver = Saver(store, rank=rank, world_size=2, asynchronous=False)
+        saver.save(parts, step=1, epoch=0, metrics={}, others=[1])
+    return store.manifests()[0]
+
+
+def test_the_weights_of_shards_are_exported_whole(tmp_path: Path) -> None:
+    store = CheckpointStore(Folder.at(tmp_path / "checkpoints"))
+    store.begin_attempt()
+    manifest = saved_by_two(store)
+    assert {name: facts.size_bytes > 0 for name, facts in manifest.files.items()} == dict.fromkeys(
+        (STATE, "rank-00000.safetensors", "rank-00001.safetensors"), True
+    )
+    export_weights(store, manifest, Folder.at(tmp_path / "out"))
+    weights = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(weights["weight"], torch.arange(15.0).view(5, 3))
+    assert torch.equal(weights["mean"], torch.full((3,), 7.0))
+    averages = safetensors.torch.load_file(tmp_path / "out" / "ema.safetensors")
+    assert torch.equal(averages["weight"], torch.ones(5, 3))
+
+
+def test_weights_of_a_damaged_shard_are_not_exported(tmp_path: Path) -> None:
+    store = CheckpointStore(Folder.at(tmp_path))
+    store.begin_attempt()
+    manifest = saved_by_two(store)
+    file = tmp_path / manifest.name / "rank-00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"rank-00001\.safetensors: its sha256 is"):
+        export_weights(store, manifest, Folder.at(tmp_path / "out"))
+
+
+def test_initial_weights_are_not_taken_from_outlines(tmp_path: Path) -> None:
+    store = CheckpointStore(Folder.at(tmp_path))
+    store.begin_attempt()
+    manifest = saved_by_two(store)
+    with pytest.raises(UsageError, match="orchestrator checkpoint export"):
+        read_weights(tmp_path / manifest.name / STATE)

@@ -57,7 +57,7 @@ def own_statistics(model: torch.nn.Module) -> Iterator[None]:
         for layer, forward in zip(layers, kept, strict=True):
             del layer.forward
             if forward is not None:
-                layer.forward = forward
+                layer.forward = forward  # type: ignore[method-assign]
 
 
 def _own(layer: _BatchNorm, inputs: torch.Tensor) -> torch.Tensor:

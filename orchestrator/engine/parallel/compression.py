@@ -107,7 +107,7 @@ def compression_state(parallel: torch.nn.Module) -> dict[str, Any] | None:
     return {**memories, **counts, "rng": plain_numpy_state(state.rng.get_state())}
 
 
-def load_compression_state(parallel: DistributedDataParallel, saved: Mapping[str, Any]) -> None:
+def load_compression_state(parallel: torch.nn.Module, saved: Mapping[str, Any]) -> None:
     """Put back what `compression_state` gave on the same rank of as many.
 
     Raises CheckpointError where the buckets are others: an error belongs to the gradients it was left of.

@@ -45,9 +45,14 @@ def fitted(
     spans: dict[str, tuple[int, int] | None] = {}
     for name, value in state.items():
         like = likes.get(name)
-        if isinstance(value, torch.Tensor):
-            cut = isinstance(like, torch.Tensor) and is_sharded(like) and like.shape == value.shape
-            spans[name] = span_of(like) if cut else None
+        if (
+            isinstance(like, torch.Tensor)
+            and is_sharded(like)
+            and like.shape == getattr(value, "shape", None)
+        ):
+            spans[name] = span_of(like)
+        elif isinstance(value, torch.Tensor):
+            spans[name] = None
     missing = {
         name: spans[name] or (0, len(value))
         for name, value in state.items()

@@ -86,7 +86,8 @@ def alone(parallel: torch.nn.Module, meter: TrafficMeter | None) -> contextlib.A
 
     Not for a model under DDP. See `fsdp.alone` for what it does to a sharded one.
     """
-    if not sharded(parallel):
+    in_shards = sharded(parallel)
+    if not in_shards:
         return contextlib.nullcontext()
     from orchestrator.engine.parallel import fsdp  # takes a second to import
 
