@@ -53,7 +53,7 @@ def test_a_full_disk_is_said(
     assert [text.split(" of ")[0] for text in said] == ["the verdict", "the record"]
     assert all("the storage fails" in text for text in said)
     with (
-        pytest.raises(OrchestratorError, match="digits-1 cannot begin, .*the storage fails"),
+        pytest.raises(OrchestratorError, match=r"digits-1 cannot begin, .*the storage fails"),
         on_storage(run),
     ):
         run.update_record(attempts=3)
