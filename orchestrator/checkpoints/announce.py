@@ -8,8 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from orchestrator.checkpoints.manifest import FileFacts, rank_file
+from orchestrator.checkpoints.patience import can_pass
 from orchestrator.errors import CheckpointError
 from orchestrator.storage import Folder
 
@@ -36,7 +38,7 @@ def announced(
     deadline, pause = time.monotonic() + timeout_s, _PAUSE_S[0]
     while True:
         check()
-        content = place.read_json(rank_file(rank, "json"))
+        content = _read(place, rank)
         if content is not None and (content["attempt"], content["save"]) == save:
             break
         if time.monotonic() > deadline:
@@ -48,6 +50,16 @@ def announced(
     if content["error"]:
         raise CheckpointError(f"rank {rank} could not write its part: {content['error']}")
     return {name: FileFacts(**entry) for name, entry in content["files"].items()}
+
+
+def _read(place: Folder, rank: int) -> Any:
+    """What the rank said last; None where it said nothing, or where the storage is gone for a moment."""
+    try:
+        return place.read_json(rank_file(rank, "json"))
+    except OSError as error:
+        if not can_pass(error):
+            raise
+        return None
 
 
 def forget(place: Folder, rank: int) -> None:

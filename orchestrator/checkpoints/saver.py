@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 MAX_FAILURES = 3
 """Saves that may fail in a row before the run ends: more work than that is not put at risk."""
 ANNOUNCEMENT_TIMEOUT_S = 600.0
-_NICENESS = 10
+_NICENESS = 5
 """The writer yields to the training where both want a processor. It is not starved: now and then it holds the
 interpreter's lock, for which the training would wait."""
 
@@ -122,7 +122,12 @@ class Saver:
         if self._asynchronous and parts and self._copies is None:
             copies = self._host_copies()
             contents = [part.content for part in parts]
-            self._start(lambda: copies.reserve(contents))
+
+            def reserve() -> None:
+                with contextlib.suppress(MemoryError):  # the first save meets it again, and says so
+                    copies.reserve(contents)
+
+            self._start(reserve)
 
     def wait(self) -> None:
         """Wait for the save that is being written, if any. Rank 0 does so before it tells the others to begin the
@@ -130,11 +135,7 @@ class Saver:
 
         Raises CheckpointError where too many have failed, or a newer attempt has begun.
         """
-        began_s = time.perf_counter()
-        try:
-            self._settle()
-        finally:
-            self.stall_s += time.perf_counter() - began_s
+        self._wait(last=False)
 
     def save(
         self,
@@ -166,11 +167,9 @@ class Saver:
                 files={},
             )
             self._task = task = _Task(manifest, self._number, parts, others, began_s)
-            if self._asynchronous:
-                contents = self._host_copies().take([part.content for part in parts])
-                task.parts = [
-                    replace(part, content=content) for part, content in zip(parts, contents, strict=True)
-                ]
+            copied = self._copied(parts) if self._asynchronous else None
+            if copied is not None:
+                task.parts = copied
                 task.stall_s = time.perf_counter() - began_s
                 self._start(lambda: self._run(task))
             else:
@@ -180,9 +179,7 @@ class Saver:
 
     def finish(self) -> None:
         """Wait for the last save. Raises CheckpointError where it failed."""
-        self.wait()
-        if self._error is not None:
-            raise self._error
+        self._wait(last=True)
 
     def take_saved(self) -> list[Saved]:
         """What was committed since the last call, oldest first. Rank 0 only."""
@@ -194,6 +191,16 @@ class Saver:
             self._thread.join(timeout_s)
             self._given_up.set()
             self._thread.join(timeout_s)
+
+    def _copied(self, parts: Sequence[Part]) -> list[Part] | None:
+        """The parts as they are now; None where there is no memory for a copy, and training has to wait."""
+        try:
+            contents = self._host_copies().take([part.content for part in parts])
+        except MemoryError as error:
+            self._asynchronous, self._copies = False, None
+            self._notice(f"{error}: training waits for each checkpoint (checkpoint.asynchronous)")
+            return None
+        return [replace(part, content=content) for part, content in zip(parts, contents, strict=True)]
 
     def _host_copies(self) -> HostCopies:
         from orchestrator.checkpoints.tensors import HostCopies
@@ -211,13 +218,22 @@ class Saver:
         self._thread = threading.Thread(target=run, name="checkpoint-writer", daemon=True)
         self._thread.start()
 
-    def _settle(self) -> None:
+    def _wait(self, *, last: bool) -> None:
+        began_s = time.perf_counter()
+        try:
+            self._settle(last)
+        finally:
+            self.stall_s += time.perf_counter() - began_s
+
+    def _settle(self, last: bool = False) -> None:
         """Wait for the thread, and judge what it did."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         task, self._task = self._task, None
         if task is None:
+            if last and self._error is not None:
+                raise self._error
             return
         if task.error is None:
             self._failures, self._error = 0, None
@@ -229,7 +245,7 @@ class Saver:
         if self._rank != 0:
             _log.error("%s", self._error)  # rank 0 is told, and decides
             self._error = None
-        elif self._failures >= MAX_FAILURES or isinstance(task.error, Fenced):
+        elif last or self._failures >= MAX_FAILURES or isinstance(task.error, Fenced):
             raise self._error
         else:
             self._notice(
@@ -250,7 +266,7 @@ class Saver:
             for part in task.parts:
                 files[part.name] = self._write(task, part)
             if self._rank != 0:
-                announce(place, self._rank, save, files)
+                self.store.patiently(lambda: announce(place, self._rank, save, files), "announcing a file")
                 return
             for rank in task.others:
                 files |= announced(place, rank, save, timeout_s=ANNOUNCEMENT_TIMEOUT_S, check=self._go_on)

@@ -47,10 +47,19 @@ class CheckpointStore:
     """Between tries, where the storage fails for a moment."""
 
     def begin_attempt(self) -> int:
+<<<<<<< HEAD
         """Number a new attempt (from 1), and shut out the workers of earlier ones. Rank 0 only."""
         found = self._patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
         attempt = int((found or {"attempt": 0})["attempt"]) + 1
         self._patiently(lambda: self.folder.write_json(_FENCE, {"attempt": attempt}), f"writing {_FENCE}")
+=======
+        """Number a new attempt (from 1), shut out the workers of earlier ones, and remove what saves that never
+        committed left behind. Rank 0 only."""
+        found = self.patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
+        attempt = int((found or {"attempt": 0})["attempt"]) + 1
+        self.patiently(lambda: self.folder.write_json(_FENCE, {"attempt": attempt}), f"writing {_FENCE}")
+        self._sweep()
+>>>>>>> h-b1
         return attempt
 
     def sweep(self) -> None:
@@ -84,7 +93,7 @@ class CheckpointStore:
         """The checkpoint of this name; what is wrong with its manifest; None where there is no manifest."""
         place = self.folder / name
         try:
-            data = self._patiently(lambda: place.read_bytes(MANIFEST), f"reading {MANIFEST} of {name}")
+            data = self.patiently(lambda: place.read_bytes(MANIFEST), f"reading {MANIFEST} of {name}")
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -143,7 +152,7 @@ class CheckpointStore:
         storage is not there, which says nothing about the file."""
         place = self.folder / manifest.name
         try:
-            return self._patiently(
+            return self.patiently(
                 lambda: read_checked(place, name, manifest.files[name]), f"reading {name} of {manifest.name}"
             )
         except OSError as error:
@@ -208,7 +217,7 @@ class CheckpointStore:
                 checkpoint, attempt
             )  # before the file replaces one that may be the newer attempt's
 
-        return self._patiently(
+        return self.patiently(
             lambda: write_file(place, name, whole, check=check, temporary=f"tmp-{attempt}"),
             f"writing {name} of {checkpoint}",
         )
@@ -220,11 +229,11 @@ class CheckpointStore:
         """
         self._check_fence(checkpoint, attempt)
         place = self.folder / checkpoint
-        self._patiently(lambda: place.remove_file(MANIFEST), f"removing {MANIFEST} of {checkpoint}")
+        self.patiently(lambda: place.remove_file(MANIFEST), f"removing {MANIFEST} of {checkpoint}")
 
     def is_fenced(self, attempt: int) -> bool:
         """Whether a newer attempt than this one has begun. Raises OSError."""
-        found = self._patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
+        found = self.patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
         return int((found or {"attempt": attempt})["attempt"]) > attempt
 
     def commit(self, manifest: Manifest) -> None:
@@ -237,7 +246,7 @@ class CheckpointStore:
         if self.folder.is_local:
             sync_folder(self.folder.local_path())  # the checkpoint's own folder has a name too
         content = dump_manifest(manifest)
-        self._patiently(
+        self.patiently(
             lambda: write_file(place, MANIFEST, lambda sink: _all(sink, content)),
             f"writing {MANIFEST} of {manifest.name}",
         )
@@ -248,6 +257,10 @@ class CheckpointStore:
         place = self.folder / checkpoint
         place.remove_file(MANIFEST)
         place.remove()
+
+    def patiently(self, action: Callable[[], _T], what: str) -> _T:
+        """The action's result; it is tried again where the storage fails for a moment."""
+        return patiently(action, what, self.pauses_s)
 
     def room(self) -> int | None:
         """Free bytes where the checkpoints lie; None where that is not known."""
@@ -275,22 +288,33 @@ class CheckpointStore:
                 except OSError as error:  # it only takes room, and the next save tries again
                     _log.warning("checkpoint %s could not be removed: %s", name, error)
 
+<<<<<<< HEAD
+=======
+    def _sweep(self) -> None:
+        for name in self.uncommitted():
+            _log.warning(
+                "checkpoint %s was never committed, or has lost its manifest: it is removed",
+                (self.folder / name).uri,
+            )
+            self.patiently(lambda name=name: self.discard(name), f"removing {name}")  # type: ignore[misc]
+        if not self.folder.is_local:
+            return
+        for place in [self.folder, *(self.folder / name for name in self._names())]:
+            for file in place.local_path().glob(".*"):
+                file.unlink(missing_ok=True)
+
+>>>>>>> h-b1
     def _names(self) -> list[str]:
-        names = self._patiently(lambda: list(self.folder.names()), f"listing {self.folder.uri}")
+        names = self.patiently(lambda: list(self.folder.names()), f"listing {self.folder.uri}")
         return [name for name in names if step_of(name) is not None]
 
     def _checked(self, place: Folder, name: str, expected: FileFacts) -> str | None:
         try:
-            return self._patiently(
-                lambda: check_file(place, name, expected), f"reading {name} of {place.uri}"
-            )
+            return self.patiently(lambda: check_file(place, name, expected), f"reading {name} of {place.uri}")
         except OSError as error:
             if place.is_local and error.errno == errno.EIO:
                 return str(error)
             raise
-
-    def _patiently(self, action: Callable[[], _T], what: str) -> _T:
-        return patiently(action, what, self.pauses_s)
 
 
 def _all(sink: Sink, content: bytes) -> None:

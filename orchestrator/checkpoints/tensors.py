@@ -83,7 +83,7 @@ class HostCopies:
         self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
 
     def reserve(self, state: Any) -> None:
-        """Get the memory for such a state now: new memory is slow at its first use."""
+        """Get the memory for such a state now: new memory is slow at its first use. Raises MemoryError."""
         sources = list(_tensors(state))
         self._make_room(sum(_room(source) for source in sources), any(source.is_cuda for source in sources))
 
@@ -92,7 +92,7 @@ class HostCopies:
 
         A tensor that occurs twice (tied weights) occurs twice in the copy. Tensors on a GPU are on their way when
         this returns; they are in order with what the GPU does before and after, so that training may go on. Call
-        `settle` before reading.
+        `settle` before reading. Raises MemoryError where there is no room.
         """
         sources = {_identity(source): source for source in _tensors(state)}
         on_gpu = any(source.is_cuda for source in sources.values())
@@ -123,7 +123,10 @@ class HostCopies:
     def _make_room(self, size_bytes: int, pinned: bool) -> None:
         if self._block.numel() < size_bytes or (pinned and not self._block.is_pinned()):
             self._block = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
-            self._block = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
+            try:
+                self._block = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
+            except RuntimeError as error:
+                raise MemoryError(f"no memory for a copy of {size_bytes:,} bytes in host memory") from error
             self._block.numpy()[::_PAGE_BYTES] = (
                 0  # pages come at the first touch, which takes longer than a copy
             )

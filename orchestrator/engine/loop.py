@@ -131,21 +131,22 @@ def _agree(attempt: Attempt) -> Wish:
     return agreement.wish
 
 
-def _end_epoch(attempt: Attempt, due: bool) -> None:
+def _end_epoch(attempt: Attempt, save_due: bool) -> None:
     """Validate, decide on early stopping, save (where a save is due, in any case); then the next epoch is at
     batch 0."""
     recipe, link, position = attempt.recipe, attempt.link, attempt.position
     if position.batch >= recipe.steps_per_epoch:
         position.epoch, position.batch = position.epoch + 1, 0
     final = position.epoch >= recipe.train.max_epochs or _budget_spent(attempt)
+    due = position.epoch % recipe.train.evaluate_every_n_epochs == 0
     attempt.metrics = {}
-    if recipe.val_part is not None and (final or position.epoch % recipe.train.evaluate_every_n_epochs == 0):
+    if recipe.val_part is not None and (due or final):
         validate(attempt)
     position.evaluated = True
     if link.rank == 0:  # before the save, which carries it: whoever goes on from there does not say it again
         link.log({"epoch": float(position.epoch)}, position.step)
-    every = attempt.saving.every_n_epochs
-    if due or final or attempt.stopped_early or (every is not None and position.epoch % every == 0):
+    save_due = save_due or position.epoch % attempt.saving.every_n_epochs == 0
+    if save_due or final or attempt.stopped_early:
         attempt.save()
     attempt.window.restart_clock()
 

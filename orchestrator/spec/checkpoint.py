@@ -13,8 +13,8 @@ class CheckpointSection(Section):
     """When the run saves, and what it keeps. Each of the `every` fields asks for saves of its own; at the end, and
     at a stop, a run saves in any case."""
 
-    every_n_epochs: int | None = Field(default=1, ge=1)
-    """At the end of each so many epochs, after its validation; `null` for never."""
+    every_n_epochs: int = Field(default=1, ge=1)
+    """At the end of each so many epochs, after its validation."""
     every_n_steps: int | None = Field(default=None, ge=1)
     """Also inside an epoch; a resume starts at the exact next batch."""
     every: Duration | Literal["auto"] | None = None

@@ -1,4 +1,4 @@
-"""A disk that fills up in the middle of a run: the run ends with a verdict that says so, and goes on when there is room."""
+"""A disk that fills up during a run: the run ends with a verdict that says so, and goes on when there is room."""
 
 from __future__ import annotations
 
@@ -71,6 +71,9 @@ def test_a_full_disk_ends_a_run_with_a_verdict_and_loses_no_point(tmp_path: Path
         assert any("training goes on and the next save tries again" in text for text in listening.told)
 
         disk.free()
+        for thread in threading.enumerate():  # as long as it ships, no other driver may open the journal
+            if thread.name == "tracking-shipper":
+                thread.join(120)
         done = run_job(loaded, inline=True, observer=listening)
         assert (done.run, done.status, done.resumed) == ("streamed-1", "SUCCEEDED", True)
         journal = Journal(journal_folder(run))

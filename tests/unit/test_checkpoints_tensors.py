@@ -126,3 +126,24 @@ def test_safetensors_are_what_the_library_reads() -> None:
     for name, tensor in tensors.items():
         assert read[name].dtype == tensor.dtype
         assert torch.equal(read[name], tensor), name
+
+
+def test_no_room_for_a_copy_is_said_so() -> None:
+    huge = torch.empty(1, device="meta").expand(1 << 60)
+    with pytest.raises(MemoryError, match="in host memory"):
+        HostCopies()._make_room(huge.numel(), pinned=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_copies_of_a_gpu_are_of_their_moment() -> None:
+    state = {"weight": torch.randn(10_000_000, device="cuda"), "step": torch.tensor(1.0)}
+    before = state["weight"].cpu()
+    copies = HostCopies()
+    for _ in range(2):
+        copy = copies.take(state)
+        state["weight"].add_(1)  # on its way after the copy
+        seconds = copies.settle()
+        assert torch.equal(copy["weight"], before)
+        assert seconds > 0
+        state["weight"].sub_(1)
+        before = state["weight"].cpu()

@@ -44,6 +44,7 @@ def test_the_time_of_earlier_attempts_counts(tmp_path: Path) -> None:
     first = trained(tmp_path, "long-1", train={"max_epochs": 1})
     first.position.seconds = 1e6
     first.save()
+    first.saver.finish()
     second = trained(tmp_path, "long-1", train={"max_epochs": 100_000, "max_time": "1h"})
     assert second.out_of_time
     assert second.position.step <= first.position.step + 3
