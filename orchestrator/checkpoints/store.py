@@ -47,19 +47,10 @@ class CheckpointStore:
     """Between tries, where the storage fails for a moment."""
 
     def begin_attempt(self) -> int:
-<<<<<<< HEAD
         """Number a new attempt (from 1), and shut out the workers of earlier ones. Rank 0 only."""
-        found = self._patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
-        attempt = int((found or {"attempt": 0})["attempt"]) + 1
-        self._patiently(lambda: self.folder.write_json(_FENCE, {"attempt": attempt}), f"writing {_FENCE}")
-=======
-        """Number a new attempt (from 1), shut out the workers of earlier ones, and remove what saves that never
-        committed left behind. Rank 0 only."""
         found = self.patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
         attempt = int((found or {"attempt": 0})["attempt"]) + 1
         self.patiently(lambda: self.folder.write_json(_FENCE, {"attempt": attempt}), f"writing {_FENCE}")
-        self._sweep()
->>>>>>> h-b1
         return attempt
 
     def sweep(self) -> None:
@@ -69,7 +60,7 @@ class CheckpointStore:
                 "checkpoint %s was never committed, or has lost its manifest: it is removed",
                 (self.folder / name).uri,
             )
-            self._patiently(lambda name=name: self.discard(name), f"removing {name}")  # type: ignore[misc]
+            self.patiently(lambda name=name: self.discard(name), f"removing {name}")  # type: ignore[misc]
         if not self.folder.is_local:
             return
         for place in [self.folder, *(self.folder / name for name in self._names())]:
@@ -288,22 +279,6 @@ class CheckpointStore:
                 except OSError as error:  # it only takes room, and the next save tries again
                     _log.warning("checkpoint %s could not be removed: %s", name, error)
 
-<<<<<<< HEAD
-=======
-    def _sweep(self) -> None:
-        for name in self.uncommitted():
-            _log.warning(
-                "checkpoint %s was never committed, or has lost its manifest: it is removed",
-                (self.folder / name).uri,
-            )
-            self.patiently(lambda name=name: self.discard(name), f"removing {name}")  # type: ignore[misc]
-        if not self.folder.is_local:
-            return
-        for place in [self.folder, *(self.folder / name for name in self._names())]:
-            for file in place.local_path().glob(".*"):
-                file.unlink(missing_ok=True)
-
->>>>>>> h-b1
     def _names(self) -> list[str]:
         names = self.patiently(lambda: list(self.folder.names()), f"listing {self.folder.uri}")
         return [name for name in names if step_of(name) is not None]
