@@ -140,8 +140,9 @@ def _end_epoch(attempt: Attempt, save_due: bool) -> None:
     if position.batch >= recipe.steps_per_epoch:
         position.epoch, position.batch = position.epoch + 1, 0
     final = position.epoch >= recipe.train.max_epochs or _budget_spent(attempt)
+    due = position.epoch % recipe.train.evaluate_every_n_epochs == 0
     attempt.metrics = {}
-    if recipe.val_part is not None and (final or position.epoch % recipe.train.evaluate_every_n_epochs == 0):
+    if recipe.val_part is not None and (due or final):
         validate(attempt)
     position.evaluated = True
     if link.rank == 0:  # before the save, which carries it: whoever goes on from there does not say it again

@@ -1,11 +1,12 @@
 """Nothing is lost: workers are killed at random moments, and the run ends with the bits of one that nobody disturbed.
 
-    python tests/benchmarks/bench_kills.py [--kills 100] [--changes 20] [--world-sizes 1 2 3 4] [--seed 1]
+    python tests/benchmarks/bench_kills.py [--kills 100] [--cuts 20] [--changes 20] [--world-sizes 1 2 3 4] [--seed 1]
 
 For each number of workers small runs are killed again and again (SIGKILL, a random rank, at random moments, also
 while a checkpoint is being written), until so many kills have been survived. After each run its last state (weights,
 optimizer, schedule, averages, random states), its model and its history of metrics are compared with those of an
-undisturbed run, bit for bit. Then runs change their number of workers at random moments, killed or stopped: each
+undisturbed run, bit for bit. The same holds for workers that are cut off and come back while others have taken their
+place. Then runs change their number of workers at random moments, killed or stopped: each
 sample once per epoch, in the same step as without, and the curves within float tolerance. At the first difference it
 says where, leaves the folders, and exits with 1. The seed fixes what is aimed at; the moment hit is up to the machine.
 """
@@ -33,7 +34,7 @@ from orchestrator.storage import Folder
 from tests.benchmarks.machine import describe_machine
 from tests.exactness.cases import ELASTIC, IMAGES, STREAMED, case, prepared_case
 from tests.exactness.compare import deviations, differences, remains
-from tests.exactness.course import Course, Kill
+from tests.exactness.course import Course, How, Kill
 from tests.exactness.group import warm_up
 
 _KILLS_PER_RUN = 5
@@ -45,6 +46,7 @@ _ROWS = 328
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100, help="for each number of workers")
+    parser.add_argument("--cuts", type=int, default=20, help="of all workers, which come back")
     parser.add_argument("--changes", type=int, default=20, help="of the number of workers")
     parser.add_argument("--world-sizes", type=int, nargs="*", default=[1, 2, 3, 4])
     parser.add_argument("--seed", type=int, default=1)
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     warm_up()
     failed = any(
-        [_killed(folder, size, options.kills, options.seed) for size in options.world_sizes]
+        [_survived(folder, size, options.kills, options.seed, "killed") for size in options.world_sizes]
+        + [_survived(folder, 2, options.cuts, options.seed, "cut off")]
         + [_elastic(folder, options.changes, options.seed)]
     )
     if failed:
@@ -77,12 +80,12 @@ class Runs:
         return Course(self.spec, run, self._prepared)
 
 
-def _killed(folder: Path, world_size: int, wanted: int, seed: int) -> bool:
+def _survived(folder: Path, world_size: int, wanted: int, seed: int, how: How) -> bool:
     """Whether a difference was found."""
     began_s = time.monotonic()
-    draw = random.Random(f"{seed} {world_size}")
+    draw = random.Random(f"{seed} {world_size} {how}")
     sizes = itertools.repeat(world_size)
-    cases = [Runs(folder / str(world_size), sections) for sections in (IMAGES, STREAMED)]
+    cases = [Runs(folder / f"{how} {world_size}", sections) for sections in (IMAGES, STREAMED)]
     undisturbed = [runs.next().go(sizes, draw) for runs in cases]
     wholes = [remains(course) for course in undisturbed]
     survived: list[Kill] = []
@@ -94,11 +97,12 @@ def _killed(folder: Path, world_size: int, wanted: int, seed: int) -> bool:
             sizes,
             draw,
             kills=min(wanted - len(survived), draw.randint(1, _KILLS_PER_RUN)),
+            how=(how,),
             typical_s=undisturbed[which].seconds,
         )
         found = differences(wholes[which], remains(course))
         if found:
-            _explain(course, found, f"{len(survived)} kills of {wanted} survived")
+            _explain(course, found, f"{len(survived)} of {wanted} survived")
             return True
         survived += course.kills
         runs_done += 1
@@ -106,8 +110,8 @@ def _killed(folder: Path, world_size: int, wanted: int, seed: int) -> bool:
         shutil.rmtree(course.folder)
     hits = Counter(kill.hit for kill in survived)
     print(
-        f"{world_size} worker{'s' if world_size > 1 else ''}: {len(survived)} of {wanted} kills survived bit for bit "
-        f"in {runs_done} runs of {attempts} attempts, {time.monotonic() - began_s:.0f} s; hit while "
+        f"{world_size} worker{'s' if world_size > 1 else ''}: {how} {len(survived)} of {wanted} times and survived bit "
+        f"for bit in {runs_done} runs of {attempts} attempts, {time.monotonic() - began_s:.0f} s; hit while "
         + ", ".join(f"{name} {count}" for name, count in sorted(hits.items())),
         flush=True,
     )
@@ -129,7 +133,7 @@ def _elastic(folder: Path, wanted: int, seed: int) -> bool:
             sizes,
             draw,
             kills=min(wanted - len(changes), _CHANGES_PER_RUN),
-            stops=0.3,
+            how=("killed", "killed", "stopped"),
             typical_s=undisturbed.seconds,
         )
         found = deviations(undisturbed, course, rows=_ROWS)
@@ -137,7 +141,7 @@ def _elastic(folder: Path, wanted: int, seed: int) -> bool:
             _explain(course, found, f"{len(changes)} changes of {wanted} survived")
             return True
         changes += itertools.pairwise(course.world_sizes)
-        stops += sum(kill.rank is None for kill in course.kills)
+        stops += sum(kill.how == "stopped" for kill in course.kills)
         runs_done += 1
     print(
         f"{len(changes)} of {wanted} changes of the number of workers in {runs_done} runs, {stops} of them after a "

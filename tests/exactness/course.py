@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,13 +21,16 @@ from orchestrator.worker import WorkerTask, build_recipe
 from tests.exactness.group import Group, wait
 
 Aim = Literal["start", "any time", "save begun", "saved", "end"]
+How = Literal["killed", "stopped", "cut off"]
 Hit = Literal["starting", "training", "saving", "finishing"]
 
 
 @dataclass(frozen=True)
 class Kill:
-    """The end of an attempt: what was aimed at, and what was going on at that moment. Without a rank all workers
-    were asked to save and end."""
+    """The end of an attempt: how it came, what was aimed at, and what was going on at that moment. `rank` is the
+    worker that was killed; all of them were stopped, or cut off."""
+
+    how: How
 
     attempt: int
     world_size: int
@@ -51,6 +54,8 @@ class Course:
     """Of the attempts so far."""
     seconds: float = 0.0
     """That the last attempt took."""
+    _cut_off: list[tuple[float, Group]] = field(default_factory=list)
+    """Groups that are frozen, and until when."""
 
     @property
     def folder(self) -> Path:
@@ -72,20 +77,23 @@ class Course:
         draw: random.Random,
         *,
         kills: int = 0,
-        stops: float = 0.0,
+        how: Sequence[How] = ("killed",),
         typical_s: float = 1.0,
     ) -> Course:
         """Attempt after attempt until the run is done, each with the next world size, the first `kills` of them
-        killed (the share `stops` of them: stopped). An undisturbed attempt takes about `typical_s`."""
+        ended in one of the ways of `how`: a worker is killed, and the others soon after it; all are asked to save
+        and end; or all are frozen, and come back while the next attempt is at work.
+
+        An undisturbed attempt takes about `typical_s`.
+        """
         tracker, done = self.tracker(), False
         while not done:
             began_s = time.monotonic()
             desk = Desk(tracker.log_points)
             if len(self.kills) < kills:
-                done = self._disturbed(desk, next(world_sizes), draw, stops, typical_s)
+                done = self._disturbed(desk, next(world_sizes), draw, draw.choice(how), typical_s)
             else:
-                group = self._group(desk, next(world_sizes))
-                done = _ended(group)
+                done = self._ended(self._group(desk, next(world_sizes)))
             self.seconds = time.monotonic() - began_s
             if draw.random() < 0.3:  # the driver is lost too
                 tracker.close(0.0)
@@ -99,33 +107,48 @@ class Course:
         return Group(task, world_size, self.folder / "attempts" / str(len(self.world_sizes)), desk)
 
     def _disturbed(
-        self, desk: Desk, world_size: int, draw: random.Random, stops: float, typical_s: float
+        self, desk: Desk, world_size: int, draw: random.Random, how: How, typical_s: float
     ) -> bool:
-        """One attempt that is killed or stopped; whether it had come to its end before."""
+        """One attempt that is ended early; whether it had come to its end before."""
         saves = _Saves(self.run, self.total_steps)
         aim, strike = _aim(draw, typical_s, saves, 1 - saves.newest_step / self.total_steps)
         group = self._group(desk, world_size)
-        if not wait(group, strike):
-            return _ended(group)
+        if not wait(group, lambda: self._let_come_back() or strike()):
+            return self._ended(group)
         hit, step = _hit(saves, desk.progress), desk.progress.step if desk.progress else 0
-        rank = draw.randrange(world_size) if draw.random() >= stops else None
-        self.kills.append(Kill(len(self.world_sizes), world_size, rank, aim, hit, step))
-        if rank is None:
-            desk.request_stop()
-            _ended(group)
-            return self.run.read_result() is not None
-        group.kill(rank)
-        # The others go on, until the runner ends them too.
-        time.sleep(draw.choice([0.0, draw.uniform(0.0, 0.2)]))
-        group.kill_all()
+        rank = draw.randrange(world_size)
+        self.kills.append(Kill(how, len(self.world_sizes), world_size, rank, aim, hit, step))
+        match how:
+            case "stopped":
+                desk.request_stop()
+                self._ended(group)
+                return self.run.read_result() is not None
+            case "cut off":
+                group.freeze(True)
+                self._cut_off.append((time.monotonic() + draw.uniform(0.2, 1.0) * typical_s, group))
+            case "killed":
+                group.kill(rank)
+                # The others go on, until the runner ends them too.
+                time.sleep(draw.choice([0.0, draw.uniform(0.0, 0.2)]))
+                group.kill_all()
         return False
 
+    def _ended(self, group: Group) -> bool:
+        """Wait for the end of an attempt, and end what came back meanwhile."""
+        wait(group, self._let_come_back)
+        group.kill_all()
+        for _, other in self._cut_off:
+            other.kill_all()
+        self._cut_off.clear()
+        assert group.completed(), group.printed()
+        return True
 
-def _ended(group: Group) -> bool:
-    wait(group)
-    group.kill_all()
-    assert group.completed(), group.printed()
-    return True
+    def _let_come_back(self) -> bool:
+        """Let those go on that were cut off long enough; False, so that `wait` may call it."""
+        for back_s, group in self._cut_off:
+            if time.monotonic() >= back_s:
+                group.freeze(False)
+        return False
 
 
 class _Saves:

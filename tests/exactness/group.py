@@ -121,6 +121,13 @@ class Group:
             os.kill(pid, signal.SIGKILL)
         self._processes[rank].join()
 
+    def freeze(self, frozen: bool) -> None:
+        """Hold all workers where they are, or let them go on: to others they are gone, as on a machine that is cut
+        off, and come back."""
+        for process in self._processes:
+            if process.exitcode is None and process.pid is not None:
+                os.kill(process.pid, signal.SIGSTOP if frozen else signal.SIGCONT)
+
     def kill_all(self) -> None:
         """As a runner does where a worker is lost. What they had told by then has been received."""
         for rank in range(len(self._processes)):

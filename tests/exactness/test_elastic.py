@@ -23,6 +23,6 @@ def test_other_numbers_of_workers_use_the_same_samples_in_the_same_steps(tmp_pat
         Course(spec, RunFolder(Folder.at(tmp_path), spec.name, number), prepared) for number in (1, 2)
     )
     undisturbed.go(itertools.repeat(1), draw)
-    elastic.go(iter([2, 4, 3]), draw, kills=2, stops=0.5, typical_s=undisturbed.seconds)
+    elastic.go(iter([2, 4, 3]), draw, kills=2, how=("killed", "stopped"), typical_s=undisturbed.seconds)
     assert len(elastic.world_sizes) > 1
     assert deviations(undisturbed, elastic, rows=328) == [], elastic.kills

@@ -34,3 +34,17 @@ def test_killed_workers_change_no_bit(
     killed.go(sizes, draw, kills=kills, typical_s=undisturbed.seconds)
     assert killed.kills
     assert differences(remains(undisturbed), remains(killed)) == [], killed.kills
+
+
+def test_workers_that_come_back_spoil_nothing(tmp_path: Path) -> None:
+    """All workers of an attempt are cut off, and go on while the next attempt has long taken their place."""
+    warm_up()
+    spec = case(STREAMED)
+    prepared = prepared_case(spec, tmp_path)
+    draw, sizes = random.Random(2), itertools.repeat(2)
+    undisturbed, cut_off = (
+        Course(spec, RunFolder(Folder.at(tmp_path), spec.name, number), prepared) for number in (1, 2)
+    )
+    undisturbed.go(sizes, draw)
+    cut_off.go(sizes, draw, kills=1, how=("cut off",), typical_s=undisturbed.seconds)
+    assert differences(remains(undisturbed), remains(cut_off)) == [], cut_off.kills

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,46 +18,15 @@ from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.memory import MemorySink
 from orchestrator.tracking.ops import LogMetrics, SetTags, StartRun
 from orchestrator.tracking.tracker import Tracker
+from tests.unit.small_disk import SmallDisk, small_disk
 
 NO_ROOM = OSError(errno.ENOSPC, "No space left on device")
 
 
-class SmallDisk:
-    """A real filesystem of 1 MB that can be filled to the last byte."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._filler = folder / "filler"
-
-    def fill(self) -> None:
-        with self._filler.open("ab", buffering=0) as file:
-            for size in (4096, 1):
-                try:
-                    while file.write(bytes(size)):
-                        pass
-                except OSError:
-                    continue
-
-    def free(self) -> None:
-        self._filler.unlink()
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mount.returncode != 0:
-        pytest.skip(f"this user may not mount a small filesystem: {mount.stderr.strip()}")
-    try:
-        yield SmallDisk(folder)
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "1m") as mounted:
+        yield mounted
 
 
 class Once:
