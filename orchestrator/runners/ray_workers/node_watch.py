@@ -18,7 +18,7 @@ from orchestrator.runners.ray_workers.placement import Place
 
 _log = logging.getLogger(__name__)
 EVERY_S = 2.0
-_PATIENCE_S = 0.3
+_PATIENCE_S = 2.0
 
 
 def look_at_nodes(place: Place | None) -> list[NodeFacts]:

@@ -45,6 +45,19 @@ class RunFailed(OrchestratorError):
         self.failure = failure
 
 
+def _of_nobody(error: OrchestratorError, attempt: int) -> Failure:
+    return Failure(
+        rank=-1,
+        attempt=attempt,
+        time_s=time.time(),
+        error=error.reason,
+        cause=error.cause,
+        mend=error.mend,
+        exit_code=error.exit_code,
+        final=True,
+    )
+
+
 class _Stopped(Exception):
     """The run was asked to stop while no worker was at work."""
 
@@ -60,8 +73,8 @@ def run_ray(
 ) -> str:
     """Train on Ray's workers; Ray must be initialised. Returns 'completed' or 'stopped'; all processes are gone then.
 
-    Raises RunFailed with the culprit once it is decided to give up, PlacementError where the workers found no place,
-    StartFailed where a process cannot be started at all.
+    Raises RunFailed with the culprit once it is decided to give up, and where the workers find no place or cannot be
+    started at all.
     """
     try:
         return _Run(task, desk, staff, chronicle, say, embedded=embedded).attempts()
@@ -108,6 +121,10 @@ class _Run:
                 ended = self._attempt()
             except ray.exceptions.RayError as error:  # Ray itself failed us
                 ended = Broken(death_of(error, -1, None, time.time()), {}, 0, [])
+            except (
+                OrchestratorError
+            ) as error:  # of no worker: there is no place, or no process can be started
+                raise RunFailed(_of_nobody(error, self._desk.attempt)) from error
             if isinstance(ended, Broken):
                 if self._desk.stop_requested:
                     return "stopped"
