@@ -157,6 +157,8 @@ class _Run:
     def _recover(self, broken: Broken) -> None:
         """Decide on another attempt, and wait as long as it says. Raises RunFailed where there is none."""
         culprit = broken.culprit
+        if broken.attempt:  # rank 0, which tells of it, may have died before it did
+            self._chronicle.attempt_began(broken.attempt)
         noted = self._chronicle.attempt_failed(
             culprit,
             in_words(broken),
