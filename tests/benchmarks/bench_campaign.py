@@ -14,13 +14,14 @@ import collections
 import itertools
 import os
 import random
+import shutil
 import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable
 
-from orchestrator.local_cluster.starting import local_cluster
+from orchestrator.local_cluster.starting import local_cluster, why_not_isolated
 from tests.benchmarks.machine import describe_machine
 from tests.faults.case import Case, Driver, worker_processes
 from tests.faults.conftest import mend
@@ -127,6 +128,10 @@ def main() -> int:
     arguments = parser.parse_args()
     minutes, mean_s = (2.0, 20.0) if arguments.quick else (arguments.minutes, arguments.mean_s)
     print(describe_machine("ray", "torch"))
+    reason = why_not_isolated() or ("" if shutil.which("redis-server") else "redis-server is not installed")
+    if reason:
+        print(f"left out: {reason}")
+        return 0
     # As many epochs as about half of the time would hold; what is left at the end goes without pauses.
     epochs = max(10, round(minutes * 60 * 0.5 / (13 * 0.15)))
     overrides = (

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orchestrator.local_cluster.cluster import LocalCluster
-from orchestrator.local_cluster.starting import local_cluster
+from orchestrator.local_cluster.starting import local_cluster, why_not_isolated
 from tests.benchmarks.machine import describe_machine
 from tests.faults.case import STEP_S, Case, worker_processes
 from tests.faults.conftest import mend
@@ -152,6 +152,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one round of one fault, tuned: does it work?")
     arguments = parser.parse_args()
     print(describe_machine("ray", "torch"))
+    if reason := why_not_isolated():
+        print(f"left out: {reason}")
+        return 0
     if arguments.quick:
         return 0 if measure("tuned", ["worker killed"], 1) else 1
     good = [measure(setting, list(FAULTS), arguments.rounds) for setting in TARGETS]
