@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from orchestrator.records import Progress
@@ -200,18 +202,30 @@ def test_a_run_waits_for_its_place_and_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_share_a_cluster(tmp_path: Path) -> None:
-    results = dict[str, Result]()
-    threads = [
-        threading.Thread(target=lambda name=name: results.update({name: run(tmp_path / name)}))
-        for name in ("a", "b")
+def test_two_runs_share_a_cluster(ray_cluster: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(SPEC | {"resources": {"num_workers": 2}, "mlflow": {}}))
+    command = [sys.executable, "-m", "orchestrator", "run", "job.yaml", "--address", ray_cluster]
+    processes = []
+    for name in ("a", "b"):
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            processes.append(
+                subprocess.Popen(
+                    [*command, f"storage={tmp_path / name / 'runs'}"], cwd=tmp_path, stdout=log, stderr=log
+                )
+            )
+    try:
+        codes = [process.wait(280) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0], (tmp_path / "a.log").read_text()[-3000:] + (tmp_path / "b.log").read_text()[
+        -3000:
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(250)
-    assert {name: result.status for name, result in results.items()} == {"a": "SUCCEEDED", "b": "SUCCEEDED"}
-    assert results["a"].metrics == results["b"].metrics
+    results = [folder_of(tmp_path / name).read_result() for name in ("a", "b")]
+    assert results[0] is not None
+    assert results[1] is not None
+    assert results[0]["metrics"] == results[1]["metrics"]
 
 
 @pytest.mark.slow
