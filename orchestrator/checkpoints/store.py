@@ -244,10 +244,15 @@ class CheckpointStore:
             sync_folder(self.folder.local_path())  # the checkpoint's own folder has a name too
         content = dump_manifest(manifest)
         self._patiently(
-            lambda: write_file(place, MANIFEST, lambda sink: _all(sink, content)),
+            lambda: write_file(
+                place, MANIFEST, lambda sink: _all(sink, content), temporary=f"tmp-{manifest.attempt}"
+            ),
             f"writing {MANIFEST} of {manifest.name}",
         )
-        self._prune(manifest)
+        try:
+            self._prune(manifest)
+        except OSError as error:  # what is too many only takes room, and the next save tries again
+            _log.warning("old checkpoints in %s could not be removed: %s", self.folder.uri, error)
 
     def discard(self, checkpoint: str) -> None:
         """Remove a checkpoint, or what there is of it. The manifest goes first: no half is ever taken for whole."""
@@ -276,10 +281,7 @@ class CheckpointStore:
         keep = kept(manifests, self.retention) | {newest.name}
         for name in self._names():
             if name not in keep:
-                try:
-                    self.discard(name)
-                except OSError as error:  # it only takes room, and the next save tries again
-                    _log.warning("checkpoint %s could not be removed: %s", name, error)
+                self.discard(name)
 
     def _sweep(self) -> None:
         for name in self.uncommitted():
@@ -295,7 +297,8 @@ class CheckpointStore:
                 file.unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
-        names = self._patiently(lambda: list(self.folder.names()), f"listing {self.folder.uri}")
+        places = self._patiently(lambda: list(self.folder.folders()), f"listing {self.folder.uri}")
+        names = [place.path.rpartition("/")[2] for place in places]
         return [name for name in names if step_of(name) is not None]
 
     def _checked(self, place: Folder, name: str, expected: FileFacts) -> str | None:
