@@ -19,6 +19,8 @@ from tests.unit.engine_case import SPEC, case_attempt, case_data, case_spec
 from tests.unit.test_engine_trouble import Keeping
 
 NETS = '''
+import weakref
+
 import torch
 from torch import nn
 
@@ -35,6 +37,25 @@ class Small(nn.Module):
         if self.training and len(images) > self.fits and self.passes > self.since:
             raise torch.OutOfMemoryError(f"cannot hold {len(images)}")
         return self.layers(images)
+
+class Mark:
+    """Lives as long as the frame of a pass that made it."""
+
+class Counting(Small):
+    """Counts what is left of earlier tries."""
+
+    def __init__(self, input_shape, num_outputs, fits):
+        super().__init__(input_shape, num_outputs, fits)
+        self.marks, self.left = [], []
+
+    def forward(self, images):
+        mark = Mark()
+        self.left.append(sum(one() is not None for one in self.marks))
+        self.marks.append(weakref.ref(mark))
+        try:
+            return super().forward(images)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError("again") from error
 '''
 
 
@@ -63,6 +84,17 @@ def test_the_microbatch_is_halved_until_it_fits_and_the_losses_stay(tmp_path: Pa
     train(whole)
     train(halved)
     assert losses(small) == pytest.approx(losses(large), rel=1e-4)
+
+
+def test_a_try_that_failed_holds_on_to_nothing(tmp_path: Path) -> None:
+    """What its tensors take would not be there for the next one, which is half as large."""
+    counting = {"name": "memory_nets:Counting", "args": {"fits": 13}}
+    attempt = case_attempt(case_spec(model=counting), tmp_path)
+    left = attempt.model.left
+    assert attempt.microbatch_size == 12
+    assert isinstance(left, list)
+    assert len(left) >= 3
+    assert not any(left)
 
 
 def test_where_one_sample_does_not_fit_the_error_says_what_would(tmp_path: Path) -> None:

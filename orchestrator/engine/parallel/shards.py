@@ -76,11 +76,12 @@ def fitted(
 
 
 def as_sharded(rows: torch.Tensor, like: DTensor) -> DTensor:
-    """This rank's rows as a tensor that is sharded like another one."""
+    """This rank's rows as a tensor that is sharded like another one, and lies in memory as FSDP's do, whose rows
+    are in order: torch's fused optimizers walk through a weight and its moments in the order of memory."""
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
-        rows.to(like.device),
+        rows.to(like.device).contiguous(),
         like.device_mesh,
         like.placements,
         run_check=False,
