@@ -7,8 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import safetensors.torch
 import torch
 
+from orchestrator.checkpoints.manifest import STATE
+from orchestrator.checkpoints.tensors import parse_state
 from orchestrator.records import Point
 from orchestrator.runs.folder import RunFolder
 from orchestrator.spec import JobSpec
@@ -33,6 +36,10 @@ def final_state(spec: JobSpec, run: RunFolder) -> dict[str, Any]:
         for name, leaf in _leaves(store.load(newest))
         if not name.startswith(_OF_THE_CLOCK)
     }
+    for name in newest.files.keys() - {STATE}:  # what a rank has for itself
+        data = store.read(newest, name)
+        part = safetensors.torch.load(data) if name.endswith(".safetensors") else parse_state(data)
+        left |= {f"{name}.{key}": leaf for key, leaf in _leaves(part)}
     left |= {"step": newest.step, "metrics": dict(newest.metrics)}
     result = run.read_result()
     assert result is not None
@@ -129,7 +136,9 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         for index, item in enumerate(value):
             yield from _leaves(item, f"{name}.{index}")
     elif isinstance(value, torch.Tensor):
-        yield name, (str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes())
+        # Without content where it stands for shards that are elsewhere.
+        data = None if value.is_meta else value.contiguous().numpy().tobytes()
+        yield name, (str(value.dtype), tuple(value.shape), data)
     else:
         yield name, repr(value)
 

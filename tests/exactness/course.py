@@ -20,7 +20,7 @@ from orchestrator.tracking.tracker import Tracker
 from orchestrator.worker import WorkerTask, build_recipe
 from tests.exactness.group import Group, wait
 
-Aim = Literal["start", "any time", "save begun", "saved", "end"]
+Aim = Literal["start", "step", "save begun", "saved", "end"]
 How = Literal["killed", "stopped", "cut off"]
 Hit = Literal["starting", "training", "saving", "finishing"]
 
@@ -111,7 +111,7 @@ class Course:
     ) -> bool:
         """One attempt that is ended early; whether it had come to its end before."""
         saves = _Saves(self.run, self.total_steps)
-        aim, strike = _aim(draw, typical_s, saves, 1 - saves.newest_step / self.total_steps)
+        aim, strike = _aim(draw, how, saves, lambda: desk.progress.step if desk.progress else 0, typical_s)
         group = self._group(desk, world_size)
         if not wait(group, lambda: self._let_come_back() or strike()):
             return self._ended(group)
@@ -156,6 +156,7 @@ class _Saves:
 
     def __init__(self, run: RunFolder, total_steps: int) -> None:
         self._folder = run.checkpoints.local_path()
+        self.last_step = total_steps
         self._last = f"step-{total_steps:09d}"
         self._old = self._folders()
         self.begun: set[str] = set()
@@ -179,17 +180,21 @@ class _Saves:
         return {path.name for path in self._folder.glob("step-*")}
 
 
-def _aim(draw: random.Random, typical_s: float, saves: _Saves, left: float) -> tuple[Aim, Callable[[], bool]]:
-    """When to strike: what is aimed at, and whether the moment has come. The share `left` of the run is to be
-    done, beside starting and finishing, which take half of the `typical_s`."""
-    aim: Aim = draw.choice(get_args(Aim))
-    number = draw.randint(1, max(1, round(5 * left)))
-    typical_s *= 0.5 + 0.5 * left
+def _aim(
+    draw: random.Random, how: How, saves: _Saves, reached: Callable[[], int], typical_s: float
+) -> tuple[Aim, Callable[[], bool]]:
+    """When to strike: what is aimed at, and whether the moment has come. `reached` is the step where the attempt
+    stands, as far as its driver knows."""
+    # Who asks to stop at the end comes too late.
+    aim: Aim = draw.choice([aim for aim in get_args(Aim) if how != "stopped" or aim != "end"])
+    first_step, last_step = saves.newest_step, saves.last_step
+    number = draw.randint(1, max(1, 5 * (last_step - first_step) // last_step))
+    step = draw.randint(min(first_step + 1, last_step), last_step)
+    moment_s = time.monotonic() + draw.uniform(0.0, 0.3) * typical_s
     delay_s = draw.choice([0.0, draw.uniform(0.0, 0.003), draw.uniform(0.0, 0.03)])
-    moment_s = time.monotonic() + draw.uniform(0.0, 0.3 if aim == "start" else 0.9) * typical_s
     events: dict[Aim, Callable[[], bool]] = {
         "start": lambda: time.monotonic() >= moment_s,
-        "any time": lambda: time.monotonic() >= moment_s,
+        "step": lambda: reached() >= step,
         "save begun": lambda: len(saves.look().begun) >= number,
         "saved": lambda: len(saves.look().committed) >= number,
         "end": lambda: saves.ended,

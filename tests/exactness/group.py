@@ -126,7 +126,8 @@ class Group:
         off, and come back."""
         for process in self._processes:
             if process.exitcode is None and process.pid is not None:
-                os.kill(process.pid, signal.SIGSTOP if frozen else signal.SIGCONT)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def kill_all(self) -> None:
         """As a runner does where a worker is lost. What they had told by then has been received."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from orchestrator.engine.link import WorkerLink
 from orchestrator.errors import TrackingError
-from orchestrator.records import Point
+from orchestrator.records import Letter, Point
 from orchestrator.runners.desk import Desk
 from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.memory import MemorySink
@@ -205,3 +205,22 @@ def test_a_tag_about_a_bad_value_survives_a_failed_write(
     (run,) = sink.runs.values()
     assert [(p.step, p.value != p.value) for p in run.points.values()] == [(3, True)]
     assert any("inf at step 3" in value for value in run.tags.values())
+
+
+def test_a_desk_that_cannot_record_acknowledges_nothing_and_tells_once() -> None:
+    recorded: list[Point] = []
+    trouble = [TrackingError("no room"), OSError("gone")]
+
+    def record(points: Sequence[Point]) -> None:
+        if trouble:
+            raise trouble.pop()
+        recorded.extend(points)
+
+    told: list[str] = []
+    desk = Desk(record, on_notice=told.append)
+    some, more = tuple(losses(range(1, 4))), tuple(losses(range(1, 6)))
+    assert desk.exchange(Letter(0, 1, 0, some)).acknowledged == 0
+    assert desk.exchange(Letter(0, 1, 0, some)).acknowledged == 0
+    assert desk.exchange(Letter(0, 1, 0, more)).acknowledged == 5
+    assert recorded == list(more)
+    assert [text.rpartition(": ")[2] for text in told] == ["gone"]
