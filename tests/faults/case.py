@@ -52,7 +52,7 @@ class Net(torch.nn.Module):
 
     def forward(self, images):
         if self.training and not (self.control / "hurry").exists():
-            time.sleep({STEP_S})
+            time.sleep(1.0 if (self.control / "dawdle").exists() else {STEP_S})
             if (self.control / "raise").exists():
                 raise ValueError("told to raise")
         return self.layers(images)
@@ -138,6 +138,10 @@ class Case:
         )
         self._drivers.append(Driver(process, log))
         return self._drivers[-1]
+
+    def dawdle(self) -> None:
+        """From now on each step takes a second, so that the run does not end before what is to come."""
+        (self.control / "dawdle").touch()
 
     def hurry(self) -> None:
         """From now on the steps take no time."""

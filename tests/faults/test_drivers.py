@@ -67,6 +67,7 @@ def test_a_restarted_head_with_redis_does_not_end_a_run_whose_driver_is_elsewher
 ) -> None:
     driver = case.start(on="w3")
     case.wait_for_step(12)
+    case.dawdle()
     case.cluster.stop_head()
     reached = max(case.steps())
     case.cluster.start_head()
@@ -133,6 +134,7 @@ def test_a_head_that_dies_for_good_ends_the_run_and_a_new_cluster_goes_on(
     case, cluster = other_case, other_case.cluster
     driver = case.start(on="w1")
     case.wait_for_step(12)
+    case.dawdle()
     cluster.stop_head()
     assert driver.wait(240) == 1, driver.output()
     assert (case.verdict.status, case.verdict.cause) == ("FAILED", "control plane")

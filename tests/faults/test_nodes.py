@@ -62,6 +62,7 @@ def test_an_elastic_run_shrinks_and_grows_and_sees_every_sample_once(
     case.cluster.kill(spare)
     case.cluster.kill(busy[0])
     case.wait_for_attempt(2)
+    case.dawdle()
     assert set(worker_processes(case.cluster).values()) == {busy[1]}
     case.cluster.start(busy[0])
     case.wait_for_attempt(3)
