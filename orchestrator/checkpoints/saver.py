@@ -187,7 +187,7 @@ class Saver:
         """What was committed since the last call, oldest first. Rank 0 only."""
         return [self._saved.popleft() for _ in range(len(self._saved))]
 
-    def close(self, timeout_s: float = 5.0) -> None:
+    def close(self, timeout_s: float = 1.0) -> None:
         """Training has ended, well or not: let the save that is being written end too, but not for long, since
         others may be waiting to hear of a failure."""
         if self._thread is not None:

@@ -35,6 +35,7 @@ def train(attempt: Attempt, profiler: StepProfiler | None = None) -> Outcome:
     """
     try:
         outcome = _train(attempt, profiler)
+        attempt.link.beat("saving", attempt.position.step)
         attempt.saver.finish()
         collectives.barrier()  # only now the last checkpoint is there for all
         log_saves(attempt.link, attempt.saver, attempt.cadence)

@@ -215,6 +215,7 @@ def run_own(context: TrainContext) -> torch.nn.Module | None:
         raise UsageError(f"train.function: '{path}' is a {type(function).__name__}, which cannot be called")
     try:
         model = function(context)
+        context.link.beat("saving", context.position.step)
         context.saver.finish()
         collectives.barrier()  # only now the last checkpoint is there for all
         log_saves(context.link, context.saver, context.cadence)
