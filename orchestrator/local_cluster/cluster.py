@@ -164,14 +164,16 @@ class LocalCluster:
         shared = str(self.shared)
         for first in self._running():
             mount = ("mount", "-t", "tmpfs", "-o", "ro,size=4k", _LOST, shared)
-            network.command("nsenter", f"--target={first}", "--mount", "--", *mount)
+            network.command("nsenter", f"--target={first}", "--mount", "--pid", "--", *mount)
 
     def restore_storage(self) -> None:
         """Undo `lose_storage`."""
         shared = str(self.shared)
         for first in self._running():
             if network.is_mounted(first, _LOST, shared):
-                network.command("nsenter", f"--target={first}", "--mount", "--", "umount", "--lazy", shared)
+                network.command(
+                    "nsenter", f"--target={first}", "--mount", "--pid", "--", "umount", "--lazy", shared
+                )
 
     def down(self) -> None:
         """End everything and remove every trace; may be called twice."""
