@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.checkpoints.announce import announce, announced, forget
 from orchestrator.checkpoints.files import Sink
 from orchestrator.checkpoints.manifest import FileFacts, Manifest, checkpoint_name
+from orchestrator.checkpoints.patience import patiently
 from orchestrator.checkpoints.store import CheckpointStore, Fenced
 from orchestrator.errors import CheckpointError
 
@@ -68,7 +69,6 @@ class _Task:
     others: Sequence[int]
     began_s: float
     stall_s: float = 0.0
-    size_bytes: int = 0
     error: BaseException | None = None
 
 
@@ -111,6 +111,8 @@ class Saver:
         self._error: CheckpointError | None = None
         self._saved: deque[Saved] = deque()
         self._given_up = threading.Event()
+        self._counted_s = 0.0
+        """Until this moment waits are in `stall_s`."""
 
     @property
     def busy(self) -> bool:
@@ -175,7 +177,7 @@ class Saver:
             else:
                 self._run(task)
                 self._settle()
-        self.stall_s += time.perf_counter() - began_s
+        self._count(began_s)
 
     def finish(self) -> None:
         """Wait for the last save. Raises CheckpointError where it failed."""
@@ -185,8 +187,9 @@ class Saver:
         """What was committed since the last call, oldest first. Rank 0 only."""
         return [self._saved.popleft() for _ in range(len(self._saved))]
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Training has ended, well or not: let the save that is being written end too, but not for long."""
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Training has ended, well or not: let the save that is being written end too, but not for long, since
+        others may be waiting to hear of a failure."""
         if self._thread is not None:
             self._thread.join(timeout_s)
             self._given_up.set()
@@ -223,7 +226,13 @@ class Saver:
         try:
             self._settle(last)
         finally:
-            self.stall_s += time.perf_counter() - began_s
+            self._count(began_s)
+
+    def _count(self, began_s: float) -> None:
+        """Training has waited since then; none of it counts twice."""
+        now_s = time.perf_counter()
+        self.stall_s += now_s - max(began_s, self._counted_s)
+        self._counted_s = now_s
 
     def _settle(self, last: bool = False) -> None:
         """Wait for the thread, and judge what it did."""
@@ -266,15 +275,20 @@ class Saver:
             for part in task.parts:
                 files[part.name] = self._write(task, part)
             if self._rank != 0:
-                self.store.patiently(lambda: announce(place, self._rank, save, files), "announcing a file")
+                patiently(
+                    lambda: announce(place, self._rank, save, files),
+                    f"announcing the files of {manifest.name}",
+                    self.store.pauses_s,
+                )
                 return
             for rank in task.others:
                 files |= announced(place, rank, save, timeout_s=ANNOUNCEMENT_TIMEOUT_S, check=self._go_on)
             manifest = replace(manifest, files=files)
             self.store.commit(manifest)
             self.saved_step = manifest.step
-            for rank in task.others:
-                forget(place, rank)
+            with contextlib.suppress(OSError):  # it is committed, whatever happens now
+                for rank in task.others:
+                    forget(place, rank)
         except BaseException as error:  # noqa: BLE001 - see above
             task.error = error
             self._clear_away(task, list(files))

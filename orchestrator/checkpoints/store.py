@@ -48,9 +48,9 @@ class CheckpointStore:
 
     def begin_attempt(self) -> int:
         """Number a new attempt (from 1), and shut out the workers of earlier ones. Rank 0 only."""
-        found = self.patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
+        found = self._patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
         attempt = int((found or {"attempt": 0})["attempt"]) + 1
-        self.patiently(lambda: self.folder.write_json(_FENCE, {"attempt": attempt}), f"writing {_FENCE}")
+        self._patiently(lambda: self.folder.write_json(_FENCE, {"attempt": attempt}), f"writing {_FENCE}")
         return attempt
 
     def sweep(self) -> None:
@@ -60,7 +60,7 @@ class CheckpointStore:
                 "checkpoint %s was never committed, or has lost its manifest: it is removed",
                 (self.folder / name).uri,
             )
-            self.patiently(lambda name=name: self.discard(name), f"removing {name}")  # type: ignore[misc]
+            self._patiently(lambda name=name: self.discard(name), f"removing {name}")  # type: ignore[misc]
         if not self.folder.is_local:
             return
         for place in [self.folder, *(self.folder / name for name in self._names())]:
@@ -84,7 +84,7 @@ class CheckpointStore:
         """The checkpoint of this name; what is wrong with its manifest; None where there is no manifest."""
         place = self.folder / name
         try:
-            data = self.patiently(lambda: place.read_bytes(MANIFEST), f"reading {MANIFEST} of {name}")
+            data = self._patiently(lambda: place.read_bytes(MANIFEST), f"reading {MANIFEST} of {name}")
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -143,7 +143,7 @@ class CheckpointStore:
         storage is not there, which says nothing about the file."""
         place = self.folder / manifest.name
         try:
-            return self.patiently(
+            return self._patiently(
                 lambda: read_checked(place, name, manifest.files[name]), f"reading {name} of {manifest.name}"
             )
         except OSError as error:
@@ -208,7 +208,7 @@ class CheckpointStore:
                 checkpoint, attempt
             )  # before the file replaces one that may be the newer attempt's
 
-        return self.patiently(
+        return self._patiently(
             lambda: write_file(place, name, whole, check=check, temporary=f"tmp-{attempt}"),
             f"writing {name} of {checkpoint}",
         )
@@ -220,11 +220,11 @@ class CheckpointStore:
         """
         self._check_fence(checkpoint, attempt)
         place = self.folder / checkpoint
-        self.patiently(lambda: place.remove_file(MANIFEST), f"removing {MANIFEST} of {checkpoint}")
+        self._patiently(lambda: place.remove_file(MANIFEST), f"removing {MANIFEST} of {checkpoint}")
 
     def is_fenced(self, attempt: int) -> bool:
         """Whether a newer attempt than this one has begun. Raises OSError."""
-        found = self.patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
+        found = self._patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
         return int((found or {"attempt": attempt})["attempt"]) > attempt
 
     def commit(self, manifest: Manifest) -> None:
@@ -237,21 +237,22 @@ class CheckpointStore:
         if self.folder.is_local:
             sync_folder(self.folder.local_path())  # the checkpoint's own folder has a name too
         content = dump_manifest(manifest)
-        self.patiently(
-            lambda: write_file(place, MANIFEST, lambda sink: _all(sink, content)),
+        self._patiently(
+            lambda: write_file(
+                place, MANIFEST, lambda sink: _all(sink, content), temporary=f"tmp-{manifest.attempt}"
+            ),
             f"writing {MANIFEST} of {manifest.name}",
         )
-        self._prune(manifest)
+        try:
+            self._prune(manifest)
+        except OSError as error:  # what is too many only takes room, and the next save tries again
+            _log.warning("old checkpoints in %s could not be removed: %s", self.folder.uri, error)
 
     def discard(self, checkpoint: str) -> None:
         """Remove a checkpoint, or what there is of it. The manifest goes first: no half is ever taken for whole."""
         place = self.folder / checkpoint
         place.remove_file(MANIFEST)
         place.remove()
-
-    def patiently(self, action: Callable[[], _T], what: str) -> _T:
-        """The action's result; it is tried again where the storage fails for a moment."""
-        return patiently(action, what, self.pauses_s)
 
     def room(self) -> int | None:
         """Free bytes where the checkpoints lie; None where that is not known."""
@@ -274,22 +275,25 @@ class CheckpointStore:
         keep = kept(manifests, self.retention) | {newest.name}
         for name in self._names():
             if name not in keep:
-                try:
-                    self.discard(name)
-                except OSError as error:  # it only takes room, and the next save tries again
-                    _log.warning("checkpoint %s could not be removed: %s", name, error)
+                self.discard(name)
 
     def _names(self) -> list[str]:
-        names = self.patiently(lambda: list(self.folder.names()), f"listing {self.folder.uri}")
+        places = self._patiently(lambda: list(self.folder.folders()), f"listing {self.folder.uri}")
+        names = [place.path.rpartition("/")[2] for place in places]
         return [name for name in names if step_of(name) is not None]
 
     def _checked(self, place: Folder, name: str, expected: FileFacts) -> str | None:
         try:
-            return self.patiently(lambda: check_file(place, name, expected), f"reading {name} of {place.uri}")
+            return self._patiently(
+                lambda: check_file(place, name, expected), f"reading {name} of {place.uri}"
+            )
         except OSError as error:
             if place.is_local and error.errno == errno.EIO:
                 return str(error)
             raise
+
+    def _patiently(self, action: Callable[[], _T], what: str) -> _T:
+        return patiently(action, what, self.pauses_s)
 
 
 def _all(sink: Sink, content: bytes) -> None:

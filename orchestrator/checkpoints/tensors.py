@@ -5,10 +5,13 @@ What is written is made of tensors and plain Python values, so that reading need
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
+import mmap
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, cast
@@ -123,13 +126,22 @@ class HostCopies:
     def _make_room(self, size_bytes: int, pinned: bool) -> None:
         if self._block.numel() < size_bytes or (pinned and not self._block.is_pinned()):
             self._block = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
-            try:
-                self._block = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
-            except RuntimeError as error:
-                raise MemoryError(f"no memory for a copy of {size_bytes:,} bytes in host memory") from error
-            self._block.numpy()[::_PAGE_BYTES] = (
-                0  # pages come at the first touch, which takes longer than a copy
-            )
+            self._block = _block(size_bytes, pinned)
+            # Memory comes page by page at the first touch, which takes longer than a copy.
+            self._block.numpy()[::_PAGE_BYTES] = 0
+
+
+def _block(size_bytes: int, pinned: bool) -> torch.Tensor:
+    """New memory, in large pages where the system has them: copying into them is faster. Raises MemoryError."""
+    try:
+        if pinned or sys.platform != "linux" or size_bytes == 0:
+            return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
+        memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=torch.uint8)
+    except (RuntimeError, OSError, OverflowError) as error:
+        raise MemoryError(f"no memory for a copy of {size_bytes:,} bytes in host memory") from error
 
 
 def size_bytes(state: Any) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 from orchestrator.checkpoints.files import Sink
 from orchestrator.checkpoints.manifest import STATE, rank_file
+from orchestrator.checkpoints.retention import Retention
 from orchestrator.checkpoints.saver import MAX_FAILURES, Part, Saver
 from orchestrator.checkpoints.store import CheckpointStore
 from orchestrator.checkpoints.tensors import HostCopies, dump_state
@@ -227,3 +230,37 @@ def test_without_memory_for_a_copy_training_waits(tmp_path: Path, monkeypatch: p
         assert not saver.busy
         assert saver.saved_step == step
     assert len(notices) == 1
+
+
+def test_no_wait_counts_twice(tmp_path: Path) -> None:
+    saver, gate = Saver(_store(tmp_path)), Gate()
+    began_s = time.perf_counter()
+    saver.save([Part(STATE, {"a": 1}, gate.dump)], step=1, epoch=0, metrics={})
+    threading.Timer(0.2, gate.open.set).start()
+    second_s = time.perf_counter()
+    saver.wait()
+    saver.save(_parts({"a": 2}), step=2, epoch=0, metrics={}, began_s=second_s)
+    saver.finish()
+    assert 0 < saver.stall_s <= time.perf_counter() - began_s
+    _, second = saver.take_saved()
+    assert second.stall_s <= saver.stall_s
+
+
+def test_a_checkpoint_stays_committed_where_old_ones_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(folder: Folder) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    store = CheckpointStore(Folder.at(tmp_path), Retention(last=1), pauses_s=())
+    saver = Saver(store)
+    for step in (1, 2):
+        saver.save(_parts({}), step=step, epoch=0, metrics={})
+        saver.finish()
+        monkeypatch.setattr(Folder, "remove", busy)
+    assert [manifest.step for manifest in store.manifests()] == [2]
+    assert (tmp_path / "step-000000001" / STATE).exists()
+    monkeypatch.undo()
+    saver.save(_parts({}), step=3, epoch=0, metrics={})
+    saver.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000003"]

@@ -10,6 +10,7 @@ import torch
 
 from orchestrator.errors import UserCodeError
 from orchestrator.export.bundle import load_bundle
+from orchestrator.records import Wish
 from orchestrator.runs.folder import RunFolder
 from orchestrator.storage import Folder
 from orchestrator.worker import WorkerTask, train_worker
@@ -129,3 +130,31 @@ def test_shares_of_the_ranks_make_up_the_batches(tmp_path: Path) -> None:
     for (inputs, targets), (left, _), (right, labels) in zip(whole, first, second, strict=True):
         assert torch.equal(torch.cat([left, right]), inputs)
         assert torch.equal(targets[-len(labels) :], labels)
+
+
+def test_a_save_is_due_by_the_clock_or_when_the_driver_asks(tmp_path: Path) -> None:
+    from orchestrator.engine.own import TrainContext
+    from orchestrator.engine.recipe import Placement
+    from orchestrator.worker import build_recipe, checkpoint_store
+
+    class Asks(Keeping):
+        asked = False
+
+        def wish(self) -> Wish:
+            return "save" if self.asked else "go on"
+
+    spec = case_spec(checkpoint={"every": "1h"})
+    prepared, link = case_data(spec, tmp_path), Asks()
+    store = checkpoint_store(spec, RunFolder(Folder.at(tmp_path), "own", 1))
+    recipe = build_recipe(spec, prepared)
+    context = TrainContext(spec, link, prepared, recipe, store, Placement(torch.device("cpu")))
+    assert not context.should_save()
+    link.asked = True
+    assert context.should_save()
+    link.asked = False
+    assert not context.should_save()
+    context.cadence.interval_s = 0.0
+    assert context.should_save()
+    context.save({"model": {}}, step=3, epoch=0)
+    context.saver.finish()
+    assert [manifest.step for manifest in store.manifests()] == [3]
