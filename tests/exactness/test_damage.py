@@ -19,6 +19,9 @@ from tests.exactness.cases import STREAMED, case, prepared_case
 from tests.exactness.compare import differences, final_state
 from tests.exactness.damage import DAMAGES
 
+QUICK = {"a bit flipped in the middle", "cut in half", "missing", "half an upload"}
+"""Those that `make test` has time for."""
+
 SPEC = case(
     STREAMED,
     train={"max_epochs": 2, "max_steps": 11},
@@ -52,7 +55,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
     return run, prepared_uri
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in DAMAGES]
+)
 @pytest.mark.parametrize("name", [STATE, MANIFEST])
 def test_a_damaged_checkpoint_costs_no_bit(
     done: tuple[RunFolder, str], tmp_path: Path, name: str, damage: str

@@ -71,6 +71,7 @@ def test_predictions_of_a_regression_are_of_evenly_spaced_rows(
     shares = []
     for rank in range(3):
         alone = SimpleNamespace(
+            share_tensors=lambda tensors: None,
             rank=lambda rank=rank: rank,
             world_size=lambda: 3,
             sum_over_ranks=lambda value: value,
@@ -131,7 +132,10 @@ def sums_of_ranks(
                 return value
 
             alone = SimpleNamespace(
-                rank=lambda rank=rank: rank, world_size=lambda: num_ranks, sum_over_ranks=note
+                share_tensors=lambda tensors: None,
+                rank=lambda rank=rank: rank,
+                world_size=lambda: num_ranks,
+                sum_over_ranks=note,
             )
             patch.setattr(module, "collectives", alone)
             calls.clear()
