@@ -248,7 +248,7 @@ def test_validation_is_not_augmented(tmp_path: Path) -> None:
         ("binary", "mixup", {"name": "focal"}, r"train.loss: bce"),
         ("multilabel", "mixup", {"name": "torch.nn:BCEWithLogitsLoss"}, r"train.loss cannot take.*bce"),
         ("multiclass", "mixup", {"name": "torch.nn:CrossEntropyLoss"}, r"train.loss cannot take"),
-        ("sequence", "mixup", {}, r"augment.0 \(mixup\).*token ids"),
+        ("sequence", "mixup", {}, r"augment \(mixup\).*token ids"),
         ("language_modeling", "mixup", {}, "token ids"),
         ("regression", "cutmix", {}, "cutmix"),
     ],

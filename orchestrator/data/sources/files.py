@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import io
 import os
 import re
 import stat
@@ -59,11 +58,11 @@ class File:
     def read_bytes(self, start: int = 0, stop: int | None = None) -> bytes:
         """The content from `start` to `stop` (None: to its end). Raises OSError."""
         if self.filesystem is None:
-            with open(self.path, "rb", buffering=0) as raw:  # noqa: PTH123 - there are millions of small files
-                if not start and stop is None:
-                    return raw.readall()
-                raw.seek(start)
-                return io.BufferedReader(raw).read(-1 if stop is None else stop - start)
+            whole = not start and stop is None
+            # A path object and a buffer would cost more than reading a small file, of which there are many.
+            with open(self.path, "rb", buffering=0 if whole else -1) as file:  # noqa: PTH123
+                file.seek(start)
+                return file.read(-1 if stop is None else stop - start)
         with self.filesystem.open_input_file(self.path) as stream:
             stream.seek(start)
             return bytes(stream.read(None if stop is None else stop - start))
