@@ -20,11 +20,15 @@ run: $(INSTALLED) ## train the digits example, and show how to look at it
 
 .PHONY: test
 test: $(INSTALLED) ## the tests that take minutes in all
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults"
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## the other tests
 	$(BIN)/python -m pytest -m slow
+
+.PHONY: test-faults
+test-faults: $(INSTALLED) ## disturb a local cluster of several hosts; as root, on Linux
+	$(BIN)/python -m pytest -m faults tests/faults
 
 .PHONY: check
 check: $(INSTALLED) ## format, lint, types, import rules

@@ -16,7 +16,7 @@ from orchestrator.local_cluster import network, processes, store
 from orchestrator.local_cluster.cluster import LocalCluster
 from orchestrator.local_cluster.starting import local_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 WHERE = """
 import json, ray

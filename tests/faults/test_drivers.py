@@ -16,7 +16,7 @@ from orchestrator.local_cluster.cluster import LocalCluster
 from orchestrator.local_cluster.starting import local_cluster
 from tests.faults.case import STEPS, Case
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def go_on(case: Case, undisturbed: dict[str, Any], on: str = "head") -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.case import STEPS, Case, worker_processes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def busy_node(case: Case) -> str:
