@@ -28,10 +28,6 @@ Cause = Literal[
 ]
 
 
-NOT_RETRIED: frozenset[Cause] = frozenset({"user error", "data", "time limit"})
-"""Causes that a retry would only meet again."""
-
-
 class OrchestratorError(Exception):
     """Base of all errors that the orchestrator raises on purpose.
 

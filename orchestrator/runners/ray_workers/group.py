@@ -17,6 +17,7 @@ import ray
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.records import Failure, Reply
+from orchestrator.runners.ray_workers.answers import answer_within
 from orchestrator.runners.ray_workers.deaths import death_of, gist
 from orchestrator.runners.ray_workers.placement import Place
 from orchestrator.runners.ray_workers.process import Report, Stacks, Work, WorkerProcess
@@ -198,10 +199,7 @@ class Group:
 
     def drop(self, bundles: Sequence[int]) -> None:
         """End the processes of these bundles; the next start puts new ones there."""
-        for bundle in bundles:
-            member = self._members.pop(bundle, None)
-            if member is not None:
-                _kill(member.actor)
+        _kill([self._members.pop(bundle).actor for bundle in bundles if bundle in self._members])
 
     def keep_only(self, ranks: Sequence[int]) -> None:
         """End all processes but those that had these ranks."""
@@ -234,9 +232,15 @@ class Group:
         return self._members[self.bundle_of(rank)]
 
 
-def _kill(actor: Any) -> None:
-    with contextlib.suppress(ray.exceptions.RayError, ValueError):
-        ray.kill(actor)
+def _kill(actors: Sequence[Any]) -> None:
+    def kill() -> None:
+        for actor in actors:
+            with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                ray.kill(actor)
+
+    if actors:
+        with contextlib.suppress(ray.exceptions.GetTimeoutError):  # of a head that is away
+            answer_within(_GONE_S, kill)
 
 
 def _cannot_start(error: ray.exceptions.RayActorError) -> StartFailed:
