@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from orchestrator.errors import OrchestratorError
 from orchestrator.records import Failure, Verdict
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 500
 _HEADLINE = ("test/accuracy", "test/f1", "test/mse", "test/rmse", "test/r2", "best/val_loss")
 
@@ -48,7 +48,7 @@ def failed(error: BaseException, failures: Sequence[Failure]) -> Verdict:
         )
     if isinstance(error, OrchestratorError):
         return Verdict("FAILED", error.exit_code, error.reason, cause=error.cause, mend=error.mend)
-    return Verdict("FAILED", 1, f"{type(error).__name__}: {_gist(str(error))}", cause="internal")
+    return Verdict("FAILED", 1, f"{type(error).__name__}: {gist(str(error))}", cause="internal")
 
 
 def as_failure(verdict: Verdict, failures: Sequence[Failure]) -> Failure:
@@ -67,9 +67,9 @@ def as_failure(verdict: Verdict, failures: Sequence[Failure]) -> Failure:
     )
 
 
-def _gist(text: str) -> str:
+def gist(text: str) -> str:
     """What a long message says, without colours; of a traceback that Ray passed on, its last line."""
-    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
+    lines = [line.strip() for line in COLOUR.sub("", text).splitlines() if line.strip()]
     if any(line.startswith("Traceback (most recent call last)") for line in lines):
         lines = lines[-1:]
     joined = " ".join(" ".join(lines).split())

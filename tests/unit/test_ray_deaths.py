@@ -8,8 +8,9 @@ import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError, RayError
 
-from orchestrator.runners.ray_workers.deaths import death_of, gist
+from orchestrator.runners.ray_workers.deaths import death_of
 from orchestrator.runners.ray_workers.seats import Facts
+from orchestrator.runners.verdicts import gist
 
 FACTS = Facts("node-id", "h1", "10.0.0.1", 7)
 KILLED = (

@@ -9,10 +9,9 @@ import ray
 from orchestrator.records import Failure
 from orchestrator.runners.ray_workers.causes import cause_of_ray_error
 from orchestrator.runners.ray_workers.seats import Facts
+from orchestrator.runners.verdicts import COLOUR, gist
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EXIT_CODE = re.compile(r"exits with an exit code (-?\d+)")
-_LONGEST = 500
 _MEND = "look for the out-of-memory killer or a lost node; run again: it resumes"
 
 
@@ -47,15 +46,6 @@ def death_of(error: BaseException, rank: int, facts: Facts | None, alive_s: floa
     )
 
 
-def gist(text: str) -> str:
-    """What a long message says, without colours; of a traceback that Ray passed on, its last line."""
-    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
-    if any(line.startswith("Traceback (most recent call last)") for line in lines):
-        lines = lines[-1:]
-    joined = " ".join(" ".join(lines).split())
-    return joined if len(joined) <= _LONGEST else joined[: _LONGEST - 1] + "…"
-
-
 def _how(text: str) -> str:
     """What Ray tells of a death, without its ids and its guesses."""
     if code := _EXIT_CODE.search(text):
@@ -64,6 +54,6 @@ def _how(text: str) -> str:
         return "its node was lost"
     if "connection error code 2" in text:
         return "it ended without a word, as after SIGKILL or a crash"
-    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
+    lines = [line.strip() for line in COLOUR.sub("", text).splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("The actor is dead", "The actor died because"))]
     return gist(" ".join(told or lines).removeprefix("The actor is dead because ").rstrip("."))

@@ -18,10 +18,11 @@ import ray
 from orchestrator.errors import OrchestratorError
 from orchestrator.records import Failure, Reply
 from orchestrator.runners.ray_workers.answers import answer_within
-from orchestrator.runners.ray_workers.deaths import death_of, gist
+from orchestrator.runners.ray_workers.deaths import death_of
 from orchestrator.runners.ray_workers.placement import Place
 from orchestrator.runners.ray_workers.process import Report, Stacks, Work, WorkerProcess
 from orchestrator.runners.ray_workers.seats import Facts, Seat, assign_seats
+from orchestrator.runners.verdicts import gist
 
 _log = logging.getLogger(__name__)
 MODULES = ("orchestrator.worker", "torch._dynamo")  # the latter by the first optimizer step

@@ -14,10 +14,10 @@ import ray
 
 from orchestrator.errors import OrchestratorError, PlacementError
 from orchestrator.recovery.sizing import NodeFacts, fitting, left_out, why_waiting, worth_waiting
-from orchestrator.runners.ray_workers.deaths import gist
 from orchestrator.runners.ray_workers.group import Group
 from orchestrator.runners.ray_workers.node_watch import look_at_nodes
 from orchestrator.runners.ray_workers.placement import ask_for_place
+from orchestrator.runners.verdicts import gist
 from orchestrator.spec.cluster import ResourcesSection
 
 _log = logging.getLogger(__name__)
