@@ -413,7 +413,13 @@ def main() -> int:
     if "batches" in only:
         import ray
 
-        ray.init(num_cpus=os.cpu_count(), include_dashboard=False, logging_level="error", log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=os.cpu_count(),
+            include_dashboard=False,
+            logging_level="error",
+            log_to_driver=False,
+        )
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
             for name in ("images", "table"):

@@ -122,7 +122,7 @@ def main() -> int:
     torch.set_num_threads(2)
     import ray
 
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     with tempfile.TemporaryDirectory(prefix="bench-") as place:
         prepared = prepare(section(folder, size), task="auto", seed=0, storage=Folder.at(place))

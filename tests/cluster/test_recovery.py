@@ -124,7 +124,8 @@ def test_an_exception_in_one_rank_is_laid_at_its_door(tmp_path: Path, faulty_mod
     assert attempts(tmp_path) == 1
 
 
-@pytest.mark.parametrize("how", ["sys.exit", pytest.param("os._exit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["sys.exit", "os._exit"])
 def test_an_exit_code_to_recover_on_is_retried_and_not_counted(
     tmp_path: Path, faulty_model: None, how: str
 ) -> None:

@@ -6,6 +6,8 @@ import itertools
 import random
 from pathlib import Path
 
+import pytest
+
 from orchestrator.runs.folder import RunFolder
 from orchestrator.storage import Folder
 from tests.exactness.cases import ELASTIC, case, prepared_case
@@ -14,6 +16,7 @@ from tests.exactness.course import Course
 from tests.exactness.group import warm_up
 
 
+@pytest.mark.slow
 def test_other_numbers_of_workers_use_the_same_samples_in_the_same_steps(tmp_path: Path) -> None:
     warm_up()
     spec = case(ELASTIC)

@@ -77,7 +77,9 @@ def _decode(data: bytes | None, size: tuple[int, int], mode: str) -> NDArray[np.
     image = _jpeg(data, size, mode) or _any_image(data, size, mode)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.uint8).reshape(height, width, -1)[..., : _CHANNELS[mode]]
+    # Packed by Pillow: numpy would take the fourth channel out slowly, and under Python's lock.
+    packed = image.tobytes("raw", _MODES[mode])
+    return np.frombuffer(packed, dtype=np.uint8).reshape(height, width, _CHANNELS[mode])
 
 
 def _any_image(data: bytes, size: tuple[int, int], mode: str) -> Image:
