@@ -186,6 +186,7 @@ def test_a_user_error_is_named_not_retried_and_tells_no_secret(
     assert b"correct-horse" not in (tmp_path / "mlflow.db").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stop_request_saves_and_the_same_spec_goes_on(
     ray_cluster: str, tmp_path: Path, flaky_model: Path
 ) -> None:
