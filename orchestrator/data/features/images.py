@@ -106,9 +106,12 @@ def _jpeg(data: bytes, size: tuple[int, int], mode: str) -> NDArray[np.uint8] | 
         whole = min(width // (2 * size[1]), height // (2 * size[0]))
         part = next((fraction for fraction in (8, 4, 2) if whole >= fraction), 1)  # as Pillow's draft
         smallest = {"min_height": -(-height // part), "min_width": -(-width // part)}
-        return simplejpeg.decode_jpeg(data, "RGB" if mode == "rgb" else "GRAY", **smallest)
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, "RGB" if mode == "rgb" else "GRAY", **smallest
+        )
     except ValueError:
         return None
+    return pixels
 
 
 def _resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
