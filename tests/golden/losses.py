@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.golden.made import SMALL_VGG, made_data
+from tests.golden.made import SMALL_VGG, VARIABLES, made_data
 
 JOBS = Path(__file__).parents[2] / "jobs"
 FILE = Path(__file__).with_name("losses.json")
@@ -25,6 +25,8 @@ FEWER_STEPS = {"cats_dogs_vgg16": 2, "image_folder": 3}
 """Of networks with BatchNorm on few samples, which widen a difference of rounding tenfold with each step."""
 TOLERANCE = 1e-3
 """Relative. Other processors and versions of torch add in another order, and ten steps do not blow that up."""
+RESIZED_TOLERANCE = 5e-3
+"""Of jobs whose pictures are resized, which gives some pixels another level on other processors."""
 NAMES = sorted(path.stem for path in JOBS.glob("*.yaml"))
 _SENTENCES = str(JOBS / "sentences.csv")
 _OVERRIDES: dict[str, dict[str, Any]] = {
@@ -80,6 +82,11 @@ def steps(name: str) -> int:
     return FEWER_STEPS.get(name, STEPS)
 
 
+def tolerance(name: str) -> float:
+    """How far a loss of the job may be off, relative."""
+    return RESIZED_TOLERANCE if name in VARIABLES else TOLERANCE
+
+
 def kept() -> dict[str, list[float]]:
     """What `losses.json` holds, by job."""
     found: dict[str, list[float]] = json.loads(FILE.read_text())
@@ -102,8 +109,8 @@ def main() -> int:
         for name, losses in kept().items()
     }
     for name, share in worst.items():
-        print(f"{name}: off by {share:.1e}{'' if share <= TOLERANCE else ', which is too much'}")
-    return int(max(worst.values()) > TOLERANCE)
+        print(f"{name}: off by {share:.1e}{'' if share <= tolerance(name) else ', which is too much'}")
+    return int(any(share > tolerance(name) for name, share in worst.items()))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.losses import NAMES, TOLERANCE, first_losses, kept, steps
+from tests.golden.losses import NAMES, first_losses, kept, steps, tolerance
 from tests.golden.made import LARGE, made_data
 
 
@@ -27,7 +27,7 @@ def test_the_first_losses_are_as_before(name: str, tmp_path: Path, own_data: dic
         losses = first_losses(name, tmp_path, own_data)
     finally:
         sys.modules.pop("custom_model", None)
-    assert losses == pytest.approx(kept()[name], rel=TOLERANCE)
+    assert losses == pytest.approx(kept()[name], rel=tolerance(name))
 
 
 def test_every_job_is_kept() -> None:
