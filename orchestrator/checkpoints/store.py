@@ -47,15 +47,30 @@ class CheckpointStore:
     pauses_s: Sequence[float] = PAUSES_S
     """Between tries, where the storage fails for a moment."""
 
-    def begin_attempt(self) -> int:
-        """Number a new attempt (from 1), and shut out the workers of earlier ones. Rank 0 only."""
+    def last_attempt(self) -> int:
+        """The number of the newest attempt that has begun; 0 where none has. Raises OSError."""
         found = self._patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
-        attempt = int((found or {"attempt": 0})["attempt"]) + 1
+        return int((found or {"attempt": 0})["attempt"])
+
+    def begin_attempt(self, number: int | None = None) -> int:
+        """Begin the attempt of this number, by default the next, and shut out the workers of earlier ones. Rank 0 only.
+
+        A driver that starts attempt after attempt gives each its number, so that one which was cut off before it
+        began cannot take the place of its successor. Raises CheckpointError where that has begun, OSError.
+        """
+        last = self.last_attempt()
+        attempt = last + 1 if number is None else number
+        if attempt <= last:
+            raise _fenced(attempt, "begin")
         self._patiently(lambda: self.folder.write_json(_FENCE, {"attempt": attempt}), f"writing {_FENCE}")
         return attempt
 
-    def sweep(self) -> None:
-        """Remove what saves that never committed left behind, and tell of it. Rank 0 only, and not while it saves."""
+    def sweep(self, attempt: int) -> None:
+        """Remove what saves that never committed left behind, and tell of it. Rank 0 only, and not while it saves.
+
+        Raises CheckpointError where a newer attempt than this has begun, whose save it might be; OSError.
+        """
+        self._check_fence(attempt, "sweep its folder")
         for name in self.uncommitted():
             _log.warning(
                 "checkpoint %s was never committed, or has lost its manifest: it is removed",
@@ -222,9 +237,8 @@ class CheckpointStore:
 
         def whole(sink: Sink) -> None:
             produce(sink)
-            self._check_fence(
-                checkpoint, attempt
-            )  # before the file replaces one that may be the newer attempt's
+            # Before the file replaces one that may be the newer attempt's.
+            self._check_fence(attempt, f"commit checkpoint {checkpoint}")
 
         return self._patiently(
             lambda: write_file(place, name, whole, check=check, temporary=f"tmp-{attempt}"),
@@ -236,14 +250,13 @@ class CheckpointStore:
 
         Raises CheckpointError where a newer attempt has begun, OSError.
         """
-        self._check_fence(checkpoint, attempt)
+        self._check_fence(attempt, f"commit checkpoint {checkpoint}")
         place = self.folder / checkpoint
         self._patiently(lambda: place.remove_file(MANIFEST), f"removing {MANIFEST} of {checkpoint}")
 
     def is_fenced(self, attempt: int) -> bool:
         """Whether a newer attempt than this one has begun. Raises OSError."""
-        found = self._patiently(lambda: self.folder.read_json(_FENCE), f"reading {_FENCE}")
-        return int((found or {"attempt": attempt})["attempt"]) > attempt
+        return self.last_attempt() > attempt
 
     def commit(self, manifest: Manifest) -> None:
         """Let a checkpoint exist whose files are all written, and remove what need not be kept beside it.
@@ -251,7 +264,7 @@ class CheckpointStore:
         Raises CheckpointError where a newer attempt has begun, OSError.
         """
         place = self.folder / manifest.name
-        self._check_fence(manifest.name, manifest.attempt)
+        self._check_fence(manifest.attempt, f"commit checkpoint {manifest.name}")
         if self.folder.is_local:
             sync_folder(self.folder.local_path())  # the checkpoint's own folder has a name too
         content = dump_manifest(manifest)
@@ -279,12 +292,9 @@ class CheckpointStore:
         except OSError:
             return None
 
-    def _check_fence(self, checkpoint: str, attempt: int) -> None:
+    def _check_fence(self, attempt: int, what: str) -> None:
         if self.is_fenced(attempt):
-            raise Fenced(
-                f"attempt {attempt} may not commit checkpoint {checkpoint}: a newer attempt has begun",
-                "this worker was believed dead; let it end",
-            )
+            raise _fenced(attempt, what)
 
     def _prune(self, newest: Manifest) -> None:
         """Remove what the retention does not want. What stands after the newest one is of a line of history that
@@ -316,3 +326,10 @@ class CheckpointStore:
 
 def _all(sink: Sink, content: bytes) -> None:
     sink.write(content)
+
+
+def _fenced(attempt: int, what: str) -> Fenced:
+    return Fenced(
+        f"attempt {attempt} may not {what}: a newer attempt has begun",
+        "this worker was believed dead; let it end",
+    )

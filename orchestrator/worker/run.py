@@ -43,11 +43,14 @@ from orchestrator.worker.task import WorkerTask, build_recipe, checkpoint_store
 _log = logging.getLogger(__name__)
 
 
-def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True) -> str:
+def train_worker(
+    task: WorkerTask, link: WorkerLink, *, attempt: int | None = None, keep_prints: bool = True
+) -> str:
     """Run one worker to its end: 'completed' or 'stopped'. Collective over the world of the link.
 
-    What went wrong is reported through the link before it is raised. What user code prints goes into the
-    rank's log as well with `keep_prints`: not where others print in this process too.
+    `attempt` is the number that the driver gave this attempt; without one it is the next that is free. What went wrong
+    is reported through the link before it is raised. What user code prints goes into the rank's log as well with
+    `keep_prints`: not where others print in this process too.
     """
     spec = task.spec
     run = task.run
@@ -62,7 +65,7 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
     store = checkpoint_store(spec, run)
     at_last = contextlib.ExitStack()  # what the driver need not wait for to learn of a failure
     try:
-        link.attempt = collectives.broadcast_object(store.begin_attempt() if link.rank == 0 else None)
+        link.attempt = collectives.broadcast_object(store.begin_attempt(attempt) if link.rank == 0 else None)
         logs, name = run.local / "logs", f"attempt-{link.attempt}/rank-{link.rank}.log"
         at_last.enter_context(copied_log(logs, run.logs, name))
         with rank_log(logs / name, hide, printed=keep_prints):
@@ -87,7 +90,7 @@ def train_worker(task: WorkerTask, link: WorkerLink, *, keep_prints: bool = True
 def _run(task: WorkerTask, link: WorkerLink, run: RunFolder, store: CheckpointStore) -> str:
     spec = task.spec
     if link.rank == 0:
-        store.sweep()
+        store.sweep(link.attempt)
     prepared = Prepared.load(Folder.at(task.prepared_uri), spec.data.iterate)
     initial = placed_weights(run.init, run.local / "init") if spec.init_from is not None else None
     recipe = build_recipe(spec, prepared, initial)

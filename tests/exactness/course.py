@@ -104,7 +104,8 @@ class Course:
     def _group(self, desk: Desk, world_size: int) -> Group:
         self.world_sizes.append(world_size)
         task = WorkerTask(self.spec, self.run, str(self.prepared.folder), [])
-        return Group(task, world_size, self.folder / "attempts" / str(len(self.world_sizes)), desk)
+        attempt = len(self.world_sizes)
+        return Group(task, attempt, world_size, self.folder / "attempts" / str(attempt), desk)
 
     def _disturbed(
         self, desk: Desk, world_size: int, draw: random.Random, how: How, typical_s: float

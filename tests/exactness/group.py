@@ -49,7 +49,7 @@ class _PipeChannel:
         return reply
 
 
-def _work(rank: int, world_size: int, folder: Path, task: WorkerTask, pipe: Connection) -> None:
+def _work(rank: int, world_size: int, folder: Path, task: WorkerTask, attempt: int, pipe: Connection) -> None:
     """One worker, from its start to its end."""
     output = os.open(folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(output, sys.stdout.fileno())
@@ -67,7 +67,7 @@ def _work(rank: int, world_size: int, folder: Path, task: WorkerTask, pipe: Conn
     link = WorkerLink(
         rank=rank, world_size=world_size, local_rank=rank, channel=_PipeChannel(pipe), interval_s=_COURIER_S
     )
-    train_worker(task, link, keep_prints=False)
+    train_worker(task, link, attempt=attempt, keep_prints=False)
     if world_size > 1:
         torch.distributed.destroy_process_group()
 
@@ -89,12 +89,14 @@ def warm_up() -> None:
 class Group:
     """The workers of one attempt. What they print, and their meeting point, are in `folder`."""
 
-    def __init__(self, task: WorkerTask, world_size: int, folder: Path, desk: Desk) -> None:
+    def __init__(self, task: WorkerTask, attempt: int, world_size: int, folder: Path, desk: Desk) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         pipes = [multiprocessing.Pipe() for _ in range(world_size)]
         self._processes = [
-            _forking().Process(target=_work, args=(rank, world_size, folder, task, theirs), daemon=True)
+            _forking().Process(
+                target=_work, args=(rank, world_size, folder, task, attempt, theirs), daemon=True
+            )
             for rank, (_, theirs) in enumerate(pipes)
         ]
         for process in self._processes:

@@ -59,8 +59,7 @@ def test_saved_listed_damaged_and_pruned_in_a_bucket(bucket: Folder) -> None:
     place.remove_file("manifest.json")
     (bucket / "step-000000004").write_bytes(STATE, data)
     assert store.uncommitted() == ["step-000000003", "step-000000004"]
-    store.begin_attempt()
-    store.sweep()
+    store.sweep(store.begin_attempt())
     assert [folder.path.rpartition("/")[2] for folder in bucket.folders()] == ["step-000000002"]
     with pytest.raises(CheckpointError, match="a newer attempt has begun"):
         _finish_late(saver)

@@ -137,8 +137,7 @@ def test_what_interrupted_saves_left_is_swept_by_the_next_attempt(tmp_path: Path
     for name in (".state.pt.tmp-1", "rank-00001.pt", "rank-00001.json", ".manifest.json.tmp"):
         (half / name).write_bytes(b"half")
     assert store.uncommitted() == ["step-000000002"]
-    store.begin_attempt()
-    store.sweep()
+    store.sweep(store.begin_attempt())
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["attempt.json", "step-000000001/manifest.json", "step-000000001/state.pt"]
 
@@ -191,6 +190,20 @@ def test_a_stale_attempt_may_not_commit(tmp_path: Path) -> None:
         _save(store, 2, attempt=old)
     assert [manifest.step for manifest in store.manifests()] == [1]
     _save(store, 2, attempt=new)
+
+
+def test_an_attempt_that_was_cut_off_before_it_began_does_not_shut_out_its_successor(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    assert store.begin_attempt(1) == 1
+    assert store.begin_attempt(3) == 3  # 2 was given away, and is believed dead
+    (tmp_path / "step-000000001").mkdir()  # being saved by attempt 3
+    with pytest.raises(CheckpointError, match="attempt 2 may not begin: a newer attempt has begun"):
+        store.begin_attempt(2)
+    with pytest.raises(CheckpointError, match=r"attempt 2 may not sweep .* a newer attempt has begun"):
+        store.sweep(2)
+    assert store.uncommitted() == ["step-000000001"]
+    _save(store, 2, attempt=3)
+    assert store.last_attempt() == 3
 
 
 def test_reading_never_unpickles_code(tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ class _Run:
         self._resources, self._failure = task.spec.resources, task.spec.failure
         self._lost: list[Lost] = []
         self._suspects: dict[str, float] = {}
+        self._given = 0
+        """The number of the newest attempt."""
 
     def attempts(self) -> str:
         while True:
@@ -151,8 +153,18 @@ class _Run:
             )
             # Hangs are found here, with the stacks of all ranks; torch's own time-out comes later.
             collective_timeout_s = hang_s * 2 + 60 if hang_s else _FOR_EVER_S
-            work = functools.partial(train_worker, self._task)
+            work = functools.partial(train_worker, self._task, attempt=self._next_attempt())
             return follower.follow(group.begin(bundles, work, collective_timeout_s))
+
+    def _next_attempt(self) -> int | None:
+        """The next attempt's number: one that no attempt had, not even one that was lost before it took it."""
+        try:
+            taken = checkpoint_store(self._task.spec, self._task.run).last_attempt()
+        except OSError as error:  # the workers will meet it too, and their failure counts
+            _log.warning("the attempts of %s cannot be read: %s", self._task.run.label, error)
+            return None
+        self._given = max(taken, self._given) + 1
+        return self._given
 
     def _recover(self, broken: Broken) -> None:
         """Decide on another attempt, and wait as long as it says. Raises RunFailed where there is none."""
