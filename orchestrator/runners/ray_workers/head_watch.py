@@ -1,0 +1,97 @@
+"""Notice in time that Ray's head is away for good. Imports: errors; ray inside functions, since it takes a second.
+
+Without its head a cluster ends by itself: after `gcs_rpc_server_reconnect_timeout_s` (60 s unless set) each node ends,
+and each driver on it with it, without a last word. A driver that gives the head up somewhat earlier can still say so.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from types import TracebackType
+
+from orchestrator.errors import OrchestratorError
+
+EVERY_S = 2.0
+_SETTING = "RAY_gcs_rpc_server_reconnect_timeout_s"
+_RAYS_OWN_S = 60.0
+_SHARE = 0.75
+"""The part of the nodes' patience that we wait: the rest is for the verdict and for MLflow."""
+_DRIVERS_OWN_S = 600.0
+_given_up = threading.Event()
+
+
+class HeadLost(OrchestratorError):
+    cause = "control plane"
+    exit_code = 75  # sysexits' EX_TEMPFAIL: the same command goes on
+
+
+@functools.cache
+def head_patience_s() -> float:
+    """How long the head may be away: some less than the nodes wait for it.
+
+    They have the setting from their environment, as this process is taken to have it.
+    """
+    try:
+        nodes_s = float(os.environ.get(_SETTING, _RAYS_OWN_S))
+    except ValueError:
+        nodes_s = _RAYS_OWN_S
+    return nodes_s * _SHARE
+
+
+def outlive_head() -> None:
+    """Let this process live on while the head is away. Call before Ray is initialised, which reads it then."""
+    os.environ[_SETTING] = str(round(max(_DRIVERS_OWN_S, 2 * head_patience_s())))
+
+
+def head_given_up() -> bool:
+    """Whether this process has given its cluster up: what Ray would do to leave it in peace would hang."""
+    return _given_up.is_set()
+
+
+class HeadWatch:
+    """Asks the connected cluster's head for a sign of life, from a thread of its own, within a `with` block.
+
+    While the head is away the thread waits for it within Ray; so others judge by the time since the last answer.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._heard_s = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="head-watch", daemon=True)
+
+    def __enter__(self) -> HeadWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()  # nobody waits for the thread: it may be waiting for the head
+
+    def check(self) -> None:
+        """Raise HeadLost where the head has been silent for too long. Calls nothing of Ray's."""
+        silent_s = time.monotonic() - self._heard_s
+        if silent_s > self._patience_s:
+            _given_up.set()
+            raise HeadLost(
+                f"Ray's head has not answered for {silent_s:.0f} s, and without it the cluster ends",
+                "run the same command again when the cluster, or a new one, is up: it goes on from the last "
+                "checkpoint. A head that keeps what it knows in a Redis may be away for longer where all nodes and "
+                f"the driver have {_SETTING} in their environment",
+            )
+
+    def _watch(self) -> None:
+        import ray
+        from ray.experimental.internal_kv import _internal_kv_exists
+
+        while not self._over.is_set():
+            try:
+                _internal_kv_exists(b"orchestrator", namespace=b"orchestrator")
+                self._heard_s = time.monotonic()
+            except (ray.exceptions.RayError, RuntimeError):  # no answer, which is what is watched for
+                pass
+            self._over.wait(EVERY_S)
