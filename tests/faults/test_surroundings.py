@@ -21,6 +21,13 @@ from tests.faults.case import STEPS, Case
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
+FAKED = {
+    "FAKETIME_CACHE_DURATION": "1",  # by default the file is read every ten seconds; at each call takes long
+    "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    "NO_FAKE_STAT": "1",
+}
+"""Settings of libfaketime: the clock on the wall jumps, and nothing else."""
+
 
 @contextmanager
 def tracking_server(folder: Path, host: str, port: int) -> Iterator[str]:
@@ -111,18 +118,14 @@ def test_the_clock_of_the_driver_jumps(
 ) -> None:
     setting = case.control / "time"
     setting.write_text("+0")
-    monkeypatch.setenv("LD_PRELOAD", str(FAKETIME[0]))
-    monkeypatch.setenv("FAKETIME_TIMESTAMP_FILE", str(setting))
-    monkeypatch.setenv("FAKETIME_NO_CACHE", "1")
-    monkeypatch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-    driver = case.start()
-    for name in (
-        "LD_PRELOAD",
-        "FAKETIME_TIMESTAMP_FILE",
-        "FAKETIME_NO_CACHE",
-        "FAKETIME_DONT_FAKE_MONOTONIC",
-    ):
-        monkeypatch.delenv(name)
+    with monkeypatch.context() as patched:
+        for name, value in {
+            **FAKED,
+            "LD_PRELOAD": str(FAKETIME[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(setting),
+        }.items():
+            patched.setenv(name, value)
+        driver = case.start()
     for jump in ("+2h", "-2h"):
         reached = max(case.steps(), default=0) + 12
         case.wait_for_step(reached)

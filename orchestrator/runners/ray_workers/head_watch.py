@@ -7,6 +7,8 @@ and each driver on it with it, without a last word. A driver that gives the head
 from __future__ import annotations
 
 import functools
+import logging
+import math
 import os
 import threading
 import time
@@ -14,12 +16,15 @@ from types import TracebackType
 
 from orchestrator.errors import OrchestratorError
 
+_log = logging.getLogger(__name__)
 EVERY_S = 2.0
 _SETTING = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _RAYS_OWN_S = 60.0
 _SHARE = 0.75
 """The part of the nodes' patience that we wait: the rest is for the verdict and for MLflow."""
 _DRIVERS_OWN_S = 600.0
+_GAP_S = 10.0
+"""The longest that a call to a head that is away may take between two checks."""
 _given_up = threading.Event()
 
 
@@ -54,12 +59,13 @@ def head_given_up() -> bool:
 class HeadWatch:
     """Asks the connected cluster's head for a sign of life, from a thread of its own, within a `with` block.
 
-    While the head is away the thread waits for it within Ray; so others judge by the time since the last answer.
+    While the head is away the thread waits for it within Ray; so others judge by how long they have heard nothing.
     """
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
-        self._heard_s = time.monotonic()
+        self._heard = False
+        self._silent_s, self._checked_s = 0.0, time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="head-watch", daemon=True)
 
@@ -74,11 +80,14 @@ class HeadWatch:
 
     def check(self) -> None:
         """Raise HeadLost where the head has been silent for too long. Calls nothing of Ray's."""
-        silent_s = time.monotonic() - self._heard_s
-        if silent_s > self._patience_s:
+        now_s = time.monotonic()
+        # While this process stood still (Ctrl-Z, a frozen container), nobody listened.
+        self._silent_s = 0.0 if self._heard else self._silent_s + min(now_s - self._checked_s, _GAP_S)
+        self._heard, self._checked_s = False, now_s
+        if self._silent_s > self._patience_s:
             _given_up.set()
             raise HeadLost(
-                f"Ray's head has not answered for {silent_s:.0f} s, and without it the cluster ends",
+                f"Ray's head has not answered for {self._silent_s:.0f} s, and without it the cluster ends",
                 "run the same command again when the cluster, or a new one, is up: it goes on from the last "
                 "checkpoint. A head that keeps what it knows in a Redis may be away for longer where all nodes and "
                 f"the driver have {_SETTING} in their environment",
@@ -91,7 +100,11 @@ class HeadWatch:
         while not self._over.is_set():
             try:
                 _internal_kv_exists(b"orchestrator", namespace=b"orchestrator")
-                self._heard_s = time.monotonic()
-            except (ray.exceptions.RayError, RuntimeError):  # no answer, which is what is watched for
-                pass
+                self._heard = True
+            except ray.exceptions.RayError as error:  # no answer, which is what is watched for
+                _log.info("Ray's head does not answer: %s", error)
+            except Exception as error:  # noqa: BLE001 - what is wrong with the question must not end a run
+                _log.warning("Ray's head cannot be watched: %s", error)
+                self._patience_s = math.inf
+                return
             self._over.wait(EVERY_S)
