@@ -10,8 +10,10 @@ import functools
 import logging
 import math
 import os
+import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from orchestrator.errors import OrchestratorError
@@ -20,8 +22,10 @@ _log = logging.getLogger(__name__)
 EVERY_S = 2.0
 _SETTING = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _RAYS_OWN_S = 60.0
-_SHARE = 0.75
+_SHARE = 2 / 3
 """The part of the nodes' patience that we wait: the rest is for the verdict and for MLflow."""
+_LAST_SHARE = 0.92
+"""When we leave, whatever is not done yet: the next driver sends MLflow what it has missed."""
 _DRIVERS_OWN_S = 600.0
 _GAP_S = 10.0
 """The longest that a call to a head that is away may take between two checks."""
@@ -34,21 +38,22 @@ class HeadLost(OrchestratorError):
 
 
 @functools.cache
-def head_patience_s() -> float:
-    """How long the head may be away: some less than the nodes wait for it.
-
-    They have the setting from their environment, as this process is taken to have it.
-    """
+def _nodes_patience_s() -> float:
+    """How long the nodes wait for the head: by their environment, which this process is taken to share."""
     try:
-        nodes_s = float(os.environ.get(_SETTING, _RAYS_OWN_S))
+        return float(os.environ.get(_SETTING, _RAYS_OWN_S))
     except ValueError:
-        nodes_s = _RAYS_OWN_S
-    return nodes_s * _SHARE
+        return _RAYS_OWN_S
+
+
+def head_patience_s() -> float:
+    """How long we wait for the head: less than the nodes do."""
+    return _nodes_patience_s() * _SHARE
 
 
 def outlive_head() -> None:
     """Let this process live on while the head is away. Call before Ray is initialised, which reads it then."""
-    os.environ[_SETTING] = str(round(max(_DRIVERS_OWN_S, 2 * head_patience_s())))
+    os.environ[_SETTING] = str(round(max(_DRIVERS_OWN_S, 2 * _nodes_patience_s())))
 
 
 def head_given_up() -> bool:
@@ -56,14 +61,27 @@ def head_given_up() -> bool:
     return _given_up.is_set()
 
 
+def leave_in_time(error: HeadLost) -> None:
+    """End this process shortly before Ray would, if it has not ended by itself: the exit code still tells."""
+
+    def leave() -> None:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+
+    timer = threading.Timer(_nodes_patience_s() * (_LAST_SHARE - _SHARE), leave)
+    timer.daemon = True
+    timer.start()
+
+
 class HeadWatch:
     """Asks the connected cluster's head for a sign of life, from a thread of its own, within a `with` block.
 
     While the head is away the thread waits for it within Ray; so others judge by how long they have heard nothing.
+    `on_lost` is called once, when the head is given up.
     """
 
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
+    def __init__(self, patience_s: float, on_lost: Callable[[HeadLost], None]) -> None:
+        self._patience_s, self._on_lost = patience_s, on_lost
         self._heard = False
         self._silent_s, self._checked_s = 0.0, time.monotonic()
         self._over = threading.Event()
@@ -85,13 +103,16 @@ class HeadWatch:
         self._silent_s = 0.0 if self._heard else self._silent_s + min(now_s - self._checked_s, _GAP_S)
         self._heard, self._checked_s = False, now_s
         if self._silent_s > self._patience_s:
-            _given_up.set()
-            raise HeadLost(
+            error = HeadLost(
                 f"Ray's head has not answered for {self._silent_s:.0f} s, and without it the cluster ends",
                 "run the same command again when the cluster, or a new one, is up: it goes on from the last "
                 "checkpoint. A head that keeps what it knows in a Redis may be away for longer where all nodes and "
                 f"the driver have {_SETTING} in their environment",
             )
+            if not _given_up.is_set():
+                _given_up.set()
+                self._on_lost(error)
+            raise error
 
     def _watch(self) -> None:
         import ray

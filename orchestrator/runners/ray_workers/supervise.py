@@ -28,7 +28,12 @@ from orchestrator.runners.desk import Desk
 from orchestrator.runners.ray_workers.deaths import death_of
 from orchestrator.runners.ray_workers.follow import Broken, Done, Follower
 from orchestrator.runners.ray_workers.group import Group
-from orchestrator.runners.ray_workers.head_watch import HeadWatch, head_given_up, head_patience_s
+from orchestrator.runners.ray_workers.head_watch import (
+    HeadWatch,
+    head_given_up,
+    head_patience_s,
+    leave_in_time,
+)
 from orchestrator.runners.ray_workers.node_watch import NodeWatch
 from orchestrator.runners.ray_workers.staff import Staff
 from orchestrator.worker import WorkerTask, checkpoint_store, train_worker
@@ -79,7 +84,7 @@ def run_ray(
     started at all, or the cluster's head is away for good.
     """
     # A head of our own, on this machine, is gone together with us.
-    watch = HeadWatch(math.inf if embedded else head_patience_s())
+    watch = HeadWatch(math.inf if embedded else head_patience_s(), leave_in_time)
     try:
         with watch if not embedded else contextlib.nullcontext():
             return _Run(task, desk, staff, chronicle, say, watch, embedded=embedded).attempts()
