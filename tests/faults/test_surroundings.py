@@ -24,6 +24,7 @@ FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 FAKED = {
     "FAKETIME_CACHE_DURATION": "1",  # by default the file is read every ten seconds; at each call takes long
     "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # by default waits of some milliseconds, as Python's threads', end at once
     "NO_FAKE_STAT": "1",
 }
 """Settings of libfaketime: the clock on the wall jumps, and nothing else."""
