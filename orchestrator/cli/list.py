@@ -38,6 +38,8 @@ def list_(
             ["NAME", "STATE", "EPOCH", "STEP", "ETA", "STARTED", "DURATION", "METRICS"],
             [_row(run) for run in runs],
         )
+        if any(run["state"] == "DEAD" for run in runs):
+            typer.echo("DEAD: its driver died. Run the job again: it resumes from its last checkpoint")
 
 
 def _described(address: str | None, storage: str | None) -> list[dict[str, Any]]:

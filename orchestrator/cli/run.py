@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +45,7 @@ def run(
     load_job_secrets()
     from orchestrator.cli.display import observer_for
     from orchestrator.runners.driver import run_job
+    from orchestrator.runners.ray_workers.head_watch import head_given_up
     from orchestrator.spec import load_spec
 
     loaded = load_spec(spec, overrides or ())
@@ -54,6 +57,10 @@ def run(
         typer.echo(json.dumps(result.to_dict(), indent=1))
     else:
         _show(result)
+    if head_given_up():  # Ray's own farewell, as Python ends, would wait for the head
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(result.exit_code)
     raise typer.Exit(result.exit_code)
 
 

@@ -113,6 +113,8 @@ def _start(storage: Folder, spec: JobSpec, identity: Identity, why: str) -> Choi
 
 def _continue(run: RunFolder, spec: JobSpec, claim: Claim, why: str) -> Choice:
     with _undone(run, claim):
+        if run.read_verdict() is None:
+            why += "; its last driver was broken off without a verdict"
         run.clear_ending()
         run.update_record(max_epochs=spec.train.max_epochs, max_steps=spec.train.max_steps)
     return Choice(run, resumed=True, why=f"resuming {run.label}: {why}", claim=claim)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +37,10 @@ resources: {{num_workers: 2, placement_strategy: SPREAD, start_timeout: 90s}}
 checkpoint: {{every_n_steps: 5}}
 failure: {{stop_grace: 20s, hang_timeout: 30s}}
 """
+DAWDLE_S = 2.0
 NET = f'''
+import os
+import socket
 import time
 from pathlib import Path
 
@@ -43,16 +48,17 @@ import torch
 
 
 class Net(torch.nn.Module):
-    """Takes its time in training until told to hurry, and raises when told to."""
+    """Takes its time in training until told to hurry, raises when told to, and tells where each rank is."""
 
     def __init__(self, num_outputs, control):
         super().__init__()
         self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, num_outputs))
         self.control = Path(control)
+        (self.control / ("rank-" + os.environ.get("RANK", "none"))).write_text(socket.gethostname())
 
     def forward(self, images):
         if self.training and not (self.control / "hurry").exists():
-            time.sleep(1.0 if (self.control / "dawdle").exists() else {STEP_S})
+            time.sleep({DAWDLE_S} if (self.control / "dawdle").exists() else {STEP_S})
             if (self.control / "raise").exists():
                 raise ValueError("told to raise")
         return self.layers(images)
@@ -71,6 +77,14 @@ groups = [group["state"] for group in state.placement_group_table().values() if 
 actors = [actor["ClassName"] for actor in state.actor_table(None).values() if actor["State"] != "DEAD"]
 print(json.dumps({"placement groups": groups, "actors": actors}))
 """
+
+
+@functools.cache
+def empty_store() -> bytes:
+    """The file of an MLflow store with no run in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()
 
 
 class Driver:
@@ -110,6 +124,7 @@ class Case:
             folder.mkdir(parents=True)
         (self.project / "job.yaml").write_text(SPEC.replace("CONTROL", str(self.control)))
         (self.project / "slow_net.py").write_text(NET)
+        (root / "mlflow.db").write_bytes(empty_store())  # or each first driver would spend long on making one
         self._drivers: list[Driver] = []
 
     @property
@@ -139,8 +154,12 @@ class Case:
         self._drivers.append(Driver(process, log))
         return self._drivers[-1]
 
+    def node_of(self, rank: int) -> str:
+        """Where a rank of the newest attempt is at work."""
+        return (self.control / f"rank-{rank}").read_text().removeprefix(f"{self.cluster.label}-")
+
     def dawdle(self) -> None:
-        """From now on each step takes a second, so that the run does not end before what is to come."""
+        """From now on each step takes seconds, so that the run does not end before what is to come."""
         (self.control / "dawdle").touch()
 
     def hurry(self) -> None:

@@ -16,6 +16,7 @@ from orchestrator.local_cluster.starting import local_cluster, why_not_isolated
 from tests.faults.case import Case
 
 REASON = why_not_isolated()
+REDIS = shutil.which("redis-server") is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = set(getattr(item, "fixturenames", ()))
         if REASON and {"namespaces", "fault_cluster"} & names:
             item.add_marker(pytest.mark.skip(reason=REASON))
-        if shutil.which("redis-server") is None and {"redis", "fault_cluster"} & names:
+        if not REDIS and "redis" in names:
             item.add_marker(pytest.mark.skip(reason="redis-server is not installed"))
 
 
@@ -33,15 +34,15 @@ def namespaces() -> None:
     """For tests that isolate nodes."""
 
 
+@pytest.fixture
+def redis() -> None:
+    """For tests in which the head must remember what it knew."""
+
+
 @pytest.fixture(scope="session")
 def fault_cluster() -> Iterator[LocalCluster]:
-    """A head with Redis, and three worker nodes of one CPU; it notices a dead node in seconds."""
-    import os  # TEMPORARY
-
-    if label := os.environ.get("FAULT_CLUSTER"):
-        yield LocalCluster(label)
-        return
-    with local_cluster(3, isolated=True, tuned=True, redis=True, storage_bytes=10**9) as cluster:
+    """A head, with Redis if it is installed, and three nodes of one CPU; it notices a dead node in seconds."""
+    with local_cluster(3, isolated=True, tuned=True, redis=REDIS, storage_bytes=10**9) as cluster:
         yield cluster
 
 

@@ -52,7 +52,8 @@ def test_a_link_is_cut_and_healed_and_nothing_is_left(plan: Plan) -> None:
         assert server.stdout is not None
         server.stdout.readline()
         assert reach(plan, timeout_s=10)
-        for how, state in (("link", "down"), ("packets", "loses packets")):
+        cuts: dict[network.Cut, str] = {"link": "down", "packets": "loses packets"}
+        for how, state in cuts.items():
             network.cut_link(plan, "w1", how)
             assert network.link_state(plan, "w1") == state
             assert not reach(plan)

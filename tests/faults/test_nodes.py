@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.local_cluster import network
 from tests.faults.case import STEPS, Case, worker_processes
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+CUTS: tuple[network.Cut, ...] = ("link", "packets")
 
 
 def busy_node(case: Case) -> str:
@@ -24,16 +26,16 @@ def finish_like(case: Case, driver: Any, undisturbed: dict[str, Any]) -> None:
     assert case.result() == undisturbed
 
 
-@pytest.mark.parametrize("silent", [False, True])
-def test_a_dead_nodes_worker_goes_to_the_spare_node(
-    case: Case, undisturbed: dict[str, Any], silent: bool
-) -> None:
+def test_a_dead_nodes_worker_goes_to_the_spare_node(case: Case, undisturbed: dict[str, Any]) -> None:
     driver = case.start()
     case.wait_for_step(12)
-    dead = busy_node(case)
-    case.cluster.kill(dead, silent=silent)
-    case.wait_for_attempt(2)
-    assert dead not in worker_processes(case.cluster).values()
+    case.dawdle()
+    for silent, next_attempt in ((False, 2), (True, 3)):
+        dead = busy_node(case)
+        case.cluster.kill(dead, silent=silent)
+        case.wait_for_attempt(next_attempt)
+        assert dead not in worker_processes(case.cluster).values()
+        case.cluster.start(dead)
     finish_like(case, driver, undisturbed)
 
 
@@ -77,29 +79,31 @@ def test_an_elastic_run_shrinks_and_grows_and_sees_every_sample_once(
         assert values == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("how", ["link", "packets"])
-def test_a_short_cut_does_not_hurt(case: Case, undisturbed: dict[str, Any], how: Any) -> None:
+def test_a_short_cut_does_not_hurt(case: Case, undisturbed: dict[str, Any]) -> None:
     driver = case.start()
     case.wait_for_step(12)
     cut_off = busy_node(case)
-    case.cluster.cut(cut_off, how)
-    reached = max(case.steps())
-    case.cluster.heal(cut_off)  # well before anybody notices
-    case.wait_for_step(reached + 5)
+    for how in CUTS:
+        case.cluster.cut(cut_off, how)
+        reached = max(case.steps())
+        case.cluster.heal(cut_off)  # well before anybody notices
+        case.wait_for_step(reached + 5)
     finish_like(case, driver, undisturbed)
 
 
-@pytest.mark.parametrize("how", ["link", "packets"])
 def test_a_node_that_is_cut_off_is_replaced_and_may_come_back(
-    case: Case, undisturbed: dict[str, Any], how: Any
+    case: Case, undisturbed: dict[str, Any]
 ) -> None:
     driver = case.start()
     case.wait_for_step(12)
-    cut_off = busy_node(case)
-    case.cluster.cut(cut_off, how)
-    case.cluster.wait_for({cut_off: "DEAD"})
-    case.wait_for_attempt(2)
-    case.cluster.heal(cut_off)
+    case.dawdle()
+    for next_attempt, how in enumerate(CUTS, start=2):
+        cut_off = busy_node(case)
+        case.cluster.cut(cut_off, how)
+        case.cluster.wait_for({cut_off: "DEAD"})
+        case.wait_for_attempt(next_attempt)
+        case.cluster.heal(cut_off)
+        case.cluster.wait_for({cut_off: "ALIVE"})
     finish_like(case, driver, undisturbed)
     # What its stale worker may have tried to write did no harm: the history is whole.
     assert sorted(case.steps()) == list(range(1, STEPS + 1))

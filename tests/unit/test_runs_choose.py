@@ -51,6 +51,7 @@ def test_an_unfinished_run_is_resumed_and_its_ending_forgotten(storage: Folder) 
     again = start(storage)
     assert (again.run, again.resumed) == (first.run, True)
     assert "unfinished" in again.why
+    assert "broken off" not in again.why
     assert again.run.read_verdict() is None
     assert not again.run.stop_requested()
 
@@ -132,7 +133,9 @@ def test_a_live_run_is_refused_with_its_holder_and_a_hint(storage: Folder) -> No
             start(storage, **options)
     assert start(storage, fresh=True).run.number == 2
     kill(choice.run)
-    assert start(storage, resume="1").resumed
+    again = start(storage, resume="1")
+    assert again.resumed
+    assert "broken off" in again.why
 
 
 def test_on_its_own_machine_the_very_process_tells(storage: Folder) -> None:

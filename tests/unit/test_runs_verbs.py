@@ -64,8 +64,9 @@ def test_list_shows_every_run(run: RunFolder) -> None:
     kill(third)
     result = call("list", storage=run.storage)
     assert result.exit_code == 0
-    header, *rows = [line.split() for line in result.output.splitlines()]
+    header, *rows, note = [line.split() for line in result.output.splitlines()]
     assert header[:3] == ["NAME", "STATE", "EPOCH"]
+    assert "resumes" in note
     assert [row[:2] for row in rows] == [
         ["digits-1", "RUNNING"],
         ["digits-2", "SUCCEEDED"],

@@ -56,7 +56,10 @@ class Broken:
 
 
 class Follower:
-    """Follows one attempt. `look_for_resize` is asked now and then whether the group should change its size."""
+    """Follows one attempt. `look_for_resize` is asked now and then whether the group should change its size.
+
+    `check` is called often and may raise to end it all.
+    """
 
     def __init__(
         self,
@@ -66,12 +69,13 @@ class Follower:
         *,
         hang_timeout_s: float,
         stop_grace_s: float,
+        check: Callable[[], None],
         look_for_resize: Callable[[], Resize | None],
     ) -> None:
         self._group, self._desk = group, desk
         self._hangs = HangWatch(hang_timeout_s, time.monotonic())
         self._hang_timeout_s, self._stop_grace_s = hang_timeout_s, stop_grace_s
-        self._look_for_resize = look_for_resize
+        self._check, self._look_for_resize = check, look_for_resize
         self._world_size = world_size
         self._running = set(range(world_size))
         self._pulses: dict[int, Pulse] = {}
@@ -89,6 +93,7 @@ class Follower:
         stop_s: float | None = None
         while self._running and not (self._reported or self._died):
             began_s = time.monotonic()
+            self._check()
             self._look()
             if self._desk.stop_requested:
                 stop_s = began_s if stop_s is None else stop_s

@@ -7,6 +7,7 @@ that came well out of a piece of work takes the next one, so that what it import
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -60,15 +61,20 @@ class Group:
     _first: int | None = None
 
     def start(self, bundles: Sequence[int]) -> None:
-        """Start a process in each bundle that has none. Does not wait, not even for the place."""
+        """Start a process in each bundle that has none. Does not wait, not even for the place.
+
+        Raises Ray's GetTimeoutError where its head does not answer.
+        """
         for bundle in bundles:
             if bundle not in self._members:
-                actor = (
-                    ray.remote(WorkerProcess)
-                    .options(**self.place.options(bundle), max_restarts=0, max_task_retries=0)
-                    .remote(MODULES)
-                )
+                actor = answer_within(_ANSWER_S, functools.partial(self._create, bundle))
                 self._members[bundle] = _Member(actor, actor.facts.remote())
+
+    def _create(self, bundle: int) -> Any:
+        options = self.place.options(bundle)
+        return (
+            ray.remote(WorkerProcess).options(**options, max_restarts=0, max_task_retries=0).remote(MODULES)
+        )
 
     def ready(self, bundles: Sequence[int], timeout_s: float) -> bool:
         """Wait until the processes of these bundles answer; False where the time is over, or one of them died.

@@ -95,6 +95,10 @@ class Staff:
         if group is not None:
             group.close()
 
+    def abandon(self) -> None:
+        """Leave the processes to Ray, which ends them with the cluster: nobody is there to be asked for it."""
+        self.group = None
+
     def _size(self, nodes: list[NodeFacts], avoid: Collection[str], waited_s: float) -> int:
         """How many workers to ask for now; 0 to wait for more nodes.
 

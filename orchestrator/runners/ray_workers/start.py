@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Infeasible, OrchestratorError, UsageError
 from orchestrator.recovery.sizing import NodeFacts, fitting, why_waiting
+from orchestrator.runners.ray_workers.head_watch import head_given_up, outlive_head
 from orchestrator.runners.ray_workers.nodes import node_facts
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 _KNOCK_S = 10.0
 _FIRST_LOOK_S = 60.0
-_HEAD_AWAY_S = 600
-"""How long the driver lives on while the cluster's head is away."""
 
 
 class NoCluster(OrchestratorError):
@@ -92,8 +91,7 @@ def start_ray(spec: JobSpec, address: str | None) -> bool:
         # "local": another Ray on this machine is not joined by accident.
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
         return True
-    # Ray's own 60 s would end this process before it could say what happened.
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_HEAD_AWAY_S))
+    outlive_head()
     if not inside_ray_job():
         runtime_env: dict[str, Any] = {
             "working_dir": spec.runtime_env.working_dir,
@@ -118,7 +116,7 @@ def connected(spec: JobSpec, address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        if ours:
+        if ours and not head_given_up():
             ray.shutdown()
 
 

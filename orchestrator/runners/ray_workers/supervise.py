@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,12 @@ from orchestrator.runners.desk import Desk
 from orchestrator.runners.ray_workers.deaths import death_of
 from orchestrator.runners.ray_workers.follow import Broken, Done, Follower
 from orchestrator.runners.ray_workers.group import Group
+from orchestrator.runners.ray_workers.head_watch import (
+    HeadWatch,
+    head_given_up,
+    head_patience_s,
+    leave_in_time,
+)
 from orchestrator.runners.ray_workers.node_watch import NodeWatch
 from orchestrator.runners.ray_workers.staff import Staff
 from orchestrator.worker import WorkerTask, checkpoint_store, train_worker
@@ -74,14 +81,17 @@ def run_ray(
     """Train on Ray's workers; Ray must be initialised. Returns 'completed' or 'stopped'; all processes are gone then.
 
     Raises RunFailed with the culprit once it is decided to give up, and where the workers find no place or cannot be
-    started at all.
+    started at all, or the cluster's head is away for good.
     """
+    # A head of our own, on this machine, is gone together with us.
+    watch = HeadWatch(math.inf if embedded else head_patience_s(), leave_in_time)
     try:
-        return _Run(task, desk, staff, chronicle, say, embedded=embedded).attempts()
+        with watch if not embedded else contextlib.nullcontext():
+            return _Run(task, desk, staff, chronicle, say, watch, embedded=embedded).attempts()
     except _Stopped:
         return "stopped"
     finally:
-        staff.close()
+        staff.abandon() if head_given_up() else staff.close()
 
 
 def in_words(broken: Broken) -> str:
@@ -104,11 +114,12 @@ class _Run:
         staff: Staff,
         chronicle: Chronicle,
         say: Callable[[str], None],
+        head: HeadWatch,
         *,
         embedded: bool,
     ) -> None:
         self._task, self._desk, self._staff, self._say = task, desk, staff, say
-        self._chronicle = chronicle
+        self._chronicle, self._head = chronicle, head
         self._nodes: list[NodeFacts] = []
         self._embedded = embedded
         self._resources, self._failure = task.spec.resources, task.spec.failure
@@ -139,7 +150,7 @@ class _Run:
                 self._staff.keep_only(range(ended.world_size))
 
     def _attempt(self) -> Done | Broken:
-        group, bundles = self._staff.ready(self._avoid(), self._check_stop, self._say)
+        group, bundles = self._staff.ready(self._avoid(), self._check, self._say)
         self._chronicle.workers_ready(len(bundles))
         hang_s = self._failure.hang_timeout
         with NodeWatch(group.place) if not self._embedded else contextlib.nullcontext() as watch:
@@ -149,6 +160,7 @@ class _Run:
                 len(bundles),
                 hang_timeout_s=hang_s,
                 stop_grace_s=self._failure.stop_grace,
+                check=self._head.check,
                 look_for_resize=functools.partial(self._resize, group, watch, time.time()),
             )
             # Hangs are found here, with the stacks of all ranks; torch's own time-out comes later.
@@ -207,7 +219,7 @@ class _Run:
         self._say(f"{who} failed ({culprit.cause}): {culprit.error}; {decision.why}")
         until_s = time.monotonic() + decision.after_s
         while (left_s := until_s - time.monotonic()) > 0:
-            self._check_stop()
+            self._check()
             time.sleep(min(left_s, 0.1))
 
     def _final(self, culprit: Failure, decision: GiveUp) -> Failure:
@@ -258,6 +270,7 @@ class _Run:
             return 0
         return manifests[-1].step if manifests else 0
 
-    def _check_stop(self) -> None:
+    def _check(self) -> None:
+        self._head.check()
         if self._desk.stop_requested:
             raise _Stopped
