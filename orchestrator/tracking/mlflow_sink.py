@@ -8,11 +8,13 @@ Imports: mlflow, the standard library, the files beside this one.
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import logging
 import os
 import re
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -110,7 +112,6 @@ def connect(tracking_uri: str) -> Any:
     Several processes that touch a fresh file at once break it, so that whoever opens one comes through here.
     Raises SinkUnavailable.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with calling(tracking_uri, uploading=False):
         from mlflow import MlflowClient
 
@@ -195,27 +196,52 @@ def calling(tracking_uri: str, *, uploading: bool) -> Iterator[None]:
     The rest of the process keeps its settings. MLflow's default of 7 retries blocks for four minutes where a
     server is gone.
     """
-    wanted = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_UPLOAD_TIMEOUT_S if uploading else _TIMEOUT_S),
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_UV_AUTO_DETECT": "false",
-        "MLFLOW_LOGGING_LEVEL": os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING"),
-    }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    with _settings(
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES=0,
+        MLFLOW_HTTP_REQUEST_TIMEOUT=_UPLOAD_TIMEOUT_S if uploading else _TIMEOUT_S,
+        MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT=True,
+        MLFLOW_UV_AUTO_DETECT=False,
+    ):
+        try:
+            yield
+        except (SinkRefused, SinkUnavailable):
+            raise
+        except Exception as error:
+            raise _translate(error, tracking_uri, uploading=uploading) from error
+
+
+@contextmanager
+def _settings(**values: object) -> Iterator[None]:
+    """Let MLflow read these values for its environment variables.
+
+    Not by the environment itself: to change that while Ray's threads read it (`getenv`) can end the process.
+    """
+    _load()
+    from mlflow import environment_variables
+
+    variables = {getattr(environment_variables, name): value for name, value in values.items()}
+    before = {variable: vars(variable).get("get") for variable in variables}
+    for variable, value in variables.items():
+        variable.get = lambda value=value: value
     try:
         yield
-    except (SinkRefused, SinkUnavailable):
-        raise
-    except Exception as error:
-        raise _translate(error, tracking_uri, uploading=uploading) from error
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
+        for variable, own in before.items():
+            if own is None:
+                vars(variable).pop("get", None)
             else:
-                os.environ[name] = value
+                variable.get = own
+
+
+@functools.cache
+def _load() -> None:
+    """Import mlflow, quiet and without telemetry, unless the environment wants it otherwise."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    fresh = "mlflow" not in sys.modules
+    import mlflow  # noqa: F401
+
+    if fresh:
+        logging.getLogger("mlflow").setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING"))
 
 
 def _translate(error: Exception, tracking_uri: str, *, uploading: bool) -> SinkRefused | SinkUnavailable:

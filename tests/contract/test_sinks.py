@@ -30,7 +30,7 @@ from orchestrator.tracking import (
     SinkUnavailable,
     StartRun,
 )
-from orchestrator.tracking.mlflow_sink import MlflowSink, connect, mark_dead
+from orchestrator.tracking.mlflow_sink import MlflowSink, calling, connect, mark_dead
 
 # What mlflow warns about, of itself, while it is imported.
 pytestmark = [
@@ -460,3 +460,18 @@ def test_a_dead_job_is_marked(mlflow_store: MlflowStore, request: pytest.Fixture
     assert mlflow_store.client.get_run(run_id).info.status == "KILLED"
     with pytest.raises(SinkRefused):
         mark_dead(uri, "f" * 32, "FAILED", "no such run")
+
+
+def test_settings_for_mlflow_are_not_made_in_the_environment() -> None:
+    """Ray's threads read it at any time: to change it under them ended a driver whose head was restarted."""
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+
+    environment = dict(os.environ)
+    usual = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_TIMEOUT.get()
+    with calling("sqlite:///none.db", uploading=False):
+        assert (MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_TIMEOUT.get()) == (0, 5)
+        with calling("sqlite:///none.db", uploading=True):
+            assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 300
+        assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 5
+        assert dict(os.environ) == environment
+    assert (MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_TIMEOUT.get()) == usual
