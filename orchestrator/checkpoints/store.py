@@ -70,12 +70,13 @@ class CheckpointStore:
 
         Raises CheckpointError where a newer attempt than this has begun, whose save it might be; OSError.
         """
-        self._check_fence(attempt, "sweep its folder")
+        self._check_fence(attempt, "sweep")
         for name in self.uncommitted():
             _log.warning(
                 "checkpoint %s was never committed, or has lost its manifest: it is removed",
                 (self.folder / name).uri,
             )
+            self._check_fence(attempt, "sweep")
             self._patiently(lambda name=name: self.discard(name), f"removing {name}")  # type: ignore[misc]
         if not self.folder.is_local:
             return
@@ -303,6 +304,8 @@ class CheckpointStore:
         keep = kept(manifests, self.retention) | {newest.name}
         for name in self._names():
             if name not in keep:
+                # A worker that froze here and comes back would take its successor's checkpoints for such a line.
+                self._check_fence(newest.attempt, "prune")
                 self.discard(name)
 
     def _names(self) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.checkpoints.manifest import STATE
+from orchestrator.checkpoints.manifest import STATE, Manifest
 from orchestrator.checkpoints.retention import Retention
 from orchestrator.checkpoints.saver import Part, Saver
 from orchestrator.checkpoints.store import CheckpointStore
@@ -199,11 +199,27 @@ def test_an_attempt_that_was_cut_off_before_it_began_does_not_shut_out_its_succe
     (tmp_path / "step-000000001").mkdir()  # being saved by attempt 3
     with pytest.raises(CheckpointError, match="attempt 2 may not begin: a newer attempt has begun"):
         store.begin_attempt(2)
-    with pytest.raises(CheckpointError, match=r"attempt 2 may not sweep .* a newer attempt has begun"):
+    with pytest.raises(CheckpointError, match="attempt 2 may not sweep: a newer attempt has begun"):
         store.sweep(2)
     assert store.uncommitted() == ["step-000000001"]
     _save(store, 2, attempt=3)
     assert store.last_attempt() == 3
+
+
+def test_a_worker_that_froze_in_the_middle_of_a_commit_prunes_nothing(tmp_path: Path) -> None:
+    class Freezing(CheckpointStore):
+        def _prune(
+            self, newest: Manifest
+        ) -> None:  # all that comes after the commit happens when others are at work
+            successor = _store(tmp_path, last=1)
+            for step in (2, 3):
+                _save(successor, step, attempt=successor.begin_attempt())
+            super()._prune(newest)
+
+    store = Freezing(Folder.at(tmp_path), Retention(last=1))
+    with pytest.raises(CheckpointError, match="attempt 1 may not prune"):
+        _save(store, 1, attempt=store.begin_attempt())
+    assert [manifest.step for manifest in store.manifests()] == [3]
 
 
 def test_reading_never_unpickles_code(tmp_path: Path) -> None:
