@@ -21,7 +21,8 @@ _SHOWN_NODES = 8
 @dataclass(frozen=True)
 class NodeFacts:
     """A live node. `free` counts what our own group holds as free. `deadline_s`: when a draining node goes away,
-    seconds since the epoch; None where nobody said. `name` is for people: its host name or address.
+    seconds since the epoch; None where nobody said. `name` is for people: its host name or address. `address` is
+    where its Ray listens, host:port; empty where that is not known.
     """
 
     node_id: str
@@ -30,6 +31,7 @@ class NodeFacts:
     draining: bool = False
     deadline_s: float | None = None
     name: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True)

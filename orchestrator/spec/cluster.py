@@ -144,6 +144,9 @@ class FailureSection(Section):
     hang_timeout: Duration = 600.0
     """A worker that makes no step for this long hangs: the stacks of all workers are saved, and it counts as a
     failure. 0 waits for ever."""
+    unreachable_timeout: Duration = 30.0
+    """A worker that has not answered for this long is lost if its node cannot be reached either. 0 leaves that to
+    Ray, which takes a minute or more (`RAY_health_check_period_ms` and its like, on the head)."""
     max_node_failures: int = Field(default=2, ge=1)
     """A node on which this many attempts failed by its hardware within `node_failure_window` gets no more workers,
     as long as enough fit elsewhere."""

@@ -109,6 +109,20 @@ def test_a_node_that_is_cut_off_is_replaced_and_may_come_back(
     assert sorted(case.steps()) == list(range(1, STEPS + 1))
 
 
+def test_a_node_that_cannot_be_reached_is_given_up_without_waiting_for_ray(
+    case: Case, undisturbed: dict[str, Any]
+) -> None:
+    driver = case.start("failure.unreachable_timeout=2s")
+    case.wait_for_step(12)
+    case.dawdle()
+    cut_off = busy_node(case)
+    case.cluster.cut(cut_off, "link")
+    case.wait_for_attempt(2)
+    case.cluster.heal(cut_off)
+    finish_like(case, driver, undisturbed)
+    assert "does not answer: its node may be lost" in driver.output()
+
+
 def test_a_drain_notice_lets_the_run_save_and_move(case: Case, undisturbed: dict[str, Any]) -> None:
     driver = case.start()
     case.wait_for_step(12)

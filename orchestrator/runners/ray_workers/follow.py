@@ -58,7 +58,8 @@ class Broken:
 class Follower:
     """Follows one attempt. `look_for_resize` is asked now and then whether the group should change its size.
 
-    `check` is called often and may raise to end it all.
+    `check` is called often and may raise to end it all. `reaches` tells whether the node of a worker answers that
+    has been silent for `unreachable_timeout_s` (0: it is never asked).
     """
 
     def __init__(
@@ -68,14 +69,17 @@ class Follower:
         world_size: int,
         *,
         hang_timeout_s: float,
+        unreachable_timeout_s: float,
         stop_grace_s: float,
         check: Callable[[], None],
+        reaches: Callable[[str], bool],
         look_for_resize: Callable[[], Resize | None],
     ) -> None:
         self._group, self._desk = group, desk
         self._hangs = HangWatch(hang_timeout_s, time.monotonic())
         self._hang_timeout_s, self._stop_grace_s = hang_timeout_s, stop_grace_s
-        self._check, self._look_for_resize = check, look_for_resize
+        self._unreachable_timeout_s = unreachable_timeout_s
+        self._check, self._reaches, self._look_for_resize = check, reaches, look_for_resize
         self._world_size = world_size
         self._running = set(range(world_size))
         self._pulses: dict[int, Pulse] = {}
@@ -102,6 +106,8 @@ class Follower:
                     return Done("stopped", self._world_size)
             elif self._resize is None:
                 self._resize = self._look_for_resize()
+            if self._cut_off():
+                return self._broken()
             if (still_s := self._hangs.stuck_s(began_s)) is not None:
                 return self._hung(still_s)
             if self._running and not (self._reported or self._died):
@@ -109,6 +115,14 @@ class Follower:
         if self._reported or self._died:
             return self._broken()
         return Done(str(self._results[0]), self._world_size, self._resize)
+
+    def _cut_off(self) -> bool:
+        """Whether a worker has been silent for long, and its node cannot be reached."""
+        return self._unreachable_timeout_s > 0 and any(
+            self._group.silent_s(rank) > self._unreachable_timeout_s
+            and not self._reaches(self._group.facts_of(rank).node)
+            for rank in self._running
+        )
 
     def _look(self) -> None:
         for rank, told in self._group.poll(self._replies, POLL_S).items():

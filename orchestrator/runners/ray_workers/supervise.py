@@ -35,6 +35,7 @@ from orchestrator.runners.ray_workers.head_watch import (
     leave_in_time,
 )
 from orchestrator.runners.ray_workers.node_watch import NodeWatch
+from orchestrator.runners.ray_workers.reach import reachable
 from orchestrator.runners.ray_workers.staff import Staff
 from orchestrator.worker import WorkerTask, checkpoint_store, train_worker
 
@@ -159,8 +160,10 @@ class _Run:
                 self._desk,
                 len(bundles),
                 hang_timeout_s=hang_s,
+                unreachable_timeout_s=self._failure.unreachable_timeout,
                 stop_grace_s=self._failure.stop_grace,
                 check=self._head.check,
+                reaches=self._reaches,
                 look_for_resize=functools.partial(self._resize, group, watch, time.time()),
             )
             # Hangs are found here, with the stacks of all ranks; torch's own time-out comes later.
@@ -243,6 +246,11 @@ class _Run:
             if now_s - time_s < _SUSPECTED_S
         }
         return silent | avoided(self._lost, now_s, self._failure)
+
+    def _reaches(self, node_id: str) -> bool:
+        """Whether a node answers, as far as is known where it is."""
+        address = next((node.address for node in self._nodes if node.node_id == node_id), "")
+        return not address or reachable(address)
 
     def _resize(self, group: Group, watch: NodeWatch | None, began_s: float) -> Resize | None:
         looks = watch.newest() if watch is not None else None
