@@ -139,4 +139,5 @@ def test_a_head_that_dies_for_good_ends_the_run_and_a_new_cluster_goes_on(
     cluster.start_head()
     for name in ("w1", "w2"):
         cluster.start(name)
+    cluster.wait_for({"w1": "ALIVE", "w2": "ALIVE"})  # or the job does not fit yet
     go_on(case, undisturbed)

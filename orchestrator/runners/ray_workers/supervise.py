@@ -29,6 +29,7 @@ from orchestrator.runners.ray_workers.deaths import death_of
 from orchestrator.runners.ray_workers.follow import Broken, Done, Follower
 from orchestrator.runners.ray_workers.group import Group
 from orchestrator.runners.ray_workers.head_watch import (
+    HeadLost,
     HeadWatch,
     head_given_up,
     head_patience_s,
@@ -91,6 +92,8 @@ def run_ray(
             return _Run(task, desk, staff, chronicle, say, watch, embedded=embedded).attempts()
     except _Stopped:
         return "stopped"
+    except HeadLost as error:  # between two attempts
+        raise RunFailed(_of_nobody(error, desk.attempt)) from error
     finally:
         staff.abandon() if head_given_up() else staff.close()
 
