@@ -106,8 +106,8 @@ class Follower:
                     return Done("stopped", self._world_size)
             elif self._resize is None:
                 self._resize = self._look_for_resize()
-            if self._cut_off():
-                return self._broken()
+            if cut_off := self._cut_off():
+                return self._broken(cut_off)
             if (still_s := self._hangs.stuck_s(began_s)) is not None:
                 return self._hung(still_s)
             if self._running and not (self._reported or self._died):
@@ -116,12 +116,15 @@ class Follower:
             return self._broken()
         return Done(str(self._results[0]), self._world_size, self._resize)
 
-    def _cut_off(self) -> bool:
-        """Whether a worker has been silent for long, and its node cannot be reached."""
-        return self._unreachable_timeout_s > 0 and any(
-            self._group.silent_s(rank) > self._unreachable_timeout_s
-            and not self._reaches(self._group.facts_of(rank).node)
+    def _cut_off(self) -> frozenset[int]:
+        """Ranks that have been silent for long, and whose nodes cannot be reached."""
+        if not self._unreachable_timeout_s:
+            return frozenset()
+        return frozenset(
+            rank
             for rank in self._running
+            if self._group.silent_s(rank) > self._unreachable_timeout_s
+            and not self._reaches(self._group.facts_of(rank).node)
         )
 
     def _look(self) -> None:
@@ -151,8 +154,9 @@ class Follower:
     def _note(self, rank: int, failure: Failure) -> None:
         self._reported[rank] = replace(failure, node=self._group.facts_of(rank).node)
 
-    def _broken(self) -> Broken:
-        """Give the other ranks a little time to tell what they saw."""
+    def _broken(self, cut_off: frozenset[int] = frozenset()) -> Broken:
+        """Give the other ranks a little time to tell what they saw. Those that were cut off are given up, even if
+        they come back in that time."""
         first_s = news_s = time.monotonic()
         while self._running and (now_s := time.monotonic()) < min(first_s + COLLECT_S, news_s + QUIET_S):
             running = len(self._running)
@@ -172,8 +176,8 @@ class Follower:
                 host=self._group.facts_of(rank).host,
                 node=self._group.facts_of(rank).node,
             )
-            for rank in self._running
-            if self._group.silent_s(rank) > _SILENT_S
+            for rank in self._running | cut_off
+            if rank in cut_off or self._group.silent_s(rank) > _SILENT_S
         }
         guilty = culprit(self._reported, self._died, silent)
         well = {rank for rank, failure in self._reported.items() if failure.peer_lost} | self._results.keys()

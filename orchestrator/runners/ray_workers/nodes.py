@@ -69,7 +69,7 @@ def _facts(
         draining=node_id in draining,
         deadline_s=draining[node_id] / 1000 if draining.get(node_id) else None,
         name=_name(node),
-        address=f"{node.get('NodeManagerAddress', '')}:{node.get('NodeManagerPort', 0)}",
+        address=f"{node['NodeManagerAddress']}:{port}" if (port := node.get("NodeManagerPort")) else "",
     )
 
 
