@@ -67,7 +67,7 @@ def reference_bits(spec: JobSpec, prepared: Prepared) -> float:
         if step < warmup:
             return (step + 1) / warmup
         progress = (step - warmup) / (total - warmup)
-        return lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2
+        return float(lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     for _ in range(train.max_epochs):

@@ -18,12 +18,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from orchestrator.checkpoints.cadence import Cadence
 from orchestrator.checkpoints.manifest import STATE
@@ -117,8 +118,9 @@ def dcp_stalls(training: Training, folder: Path, repeats: int) -> list[float]:
     try:
         for number in range(repeats):
             began_s = time.perf_counter()
-            future = dcp.async_save(training.state(), checkpoint_id=folder / f"dcp-{number}")
+            future = async_save(training.state(), checkpoint_id=folder / f"dcp-{number}")
             stalls.append(time.perf_counter() - began_s)
+            assert isinstance(future, Future)
             future.result()
             shutil.rmtree(folder / f"dcp-{number}")
     finally:

@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,7 @@ def bench_batches(name: str, runs: int, num_rows: int) -> bool:
             "ours": lambda: ours(stage),
             "ours, gathered only": lambda: ours(stage, transformed=False),
             "bare gather": lambda: bare_gather(stage),
-            **{way: lambda loader=loader: loader for way, loader in loaders.items()},
+            **{way: partial(iter, loader) for way, loader in loaders.items()},
             "TensorDataset": lambda: tensor_dataset(stage, tensors),
             "Ray Data": lambda: ray_batches(stage, data),
         }
@@ -318,7 +319,8 @@ def bench_streaming(runs: int, parquet_gb: float, place: Path | None) -> bool:
 
 def _generate(folder: Path, wanted_bytes: int) -> tuple[int, int]:
     """Parquet files, and a shard of the same rows for each, a file at a time; bytes of Parquet, and rows."""
-    rng, total, shards = np.random.default_rng(0), 0, []
+    shards: list[list[Any]] = []
+    rng, total = np.random.default_rng(0), 0
     while total < wanted_bytes:
         values = rng.random((STREAM_FILE_ROWS, STREAM_COLUMNS), dtype=np.float32)
         targets = rng.random(STREAM_FILE_ROWS, dtype=np.float32)

@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from orchestrator.data.augment.augment import augment
 from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.data.preparing.prepare import prepare
+from orchestrator.engine.recipe import augment_plan
 from orchestrator.engine.seed import seed_everything
 from orchestrator.errors import SpecError
 from orchestrator.imports import add_search_paths
@@ -127,16 +128,15 @@ def tutorial(job: Job, num_steps: int) -> None:
     criterion = _LOSSES[job.prepared.manifest.task]
     if ":" in str(train.loss.name):
         criterion = lambda outputs, targets: recipe.objective.losses(outputs, targets).mean()  # noqa: E731
-    augmentations = spec.data.augment
     samples: Dataset[Any] = TensorDataset(*job.samples)
-    if augmentations:
+    if recipe.augmentations:
         samples = Numbered(TensorDataset(*job.samples))
     loader = DataLoader(samples, batch_size=train.global_batch_size, shuffle=True)
     step, running_loss, epoch = 0, 0.0, 0
     while True:
         for inputs, targets, *numbers in loader:
-            if augmentations:
-                inputs = augment(inputs, augmentations, seed=0, epoch=epoch, rows=numbers[0].numpy())
+            if recipe.augmentations:
+                inputs = augment(inputs, augment_plan(recipe, numbers[0].numpy(), epoch))
             optimizer.zero_grad()
             loss = criterion(recipe.objective.shape_outputs(network(inputs)), targets)
             loss.backward()

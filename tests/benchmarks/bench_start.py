@@ -39,7 +39,7 @@ def start_of_ours(folder: Path, address: str | None) -> float:
     for line in (newest / "tracking" / "journal.jsonl").read_text().splitlines():
         for key, _, step, timestamp_ms in json.loads(line).get("points", []):
             if key == "train/loss" and step == 1:
-                return timestamp_ms / 1000 - began
+                return float(timestamp_ms) / 1000 - began
     raise SystemExit(f"no first step in {newest}")
 
 
@@ -74,7 +74,7 @@ def compare(name: str, folder: Path, runs: int, address: str | None) -> bool:
         f"(target at most {TARGET})   pairs {' '.join(f'{a:.1f}/{b:.1f}' for a, b in pairs)}",
         flush=True,
     )
-    return ratio <= TARGET
+    return bool(ratio <= TARGET)
 
 
 def main() -> int:

@@ -39,7 +39,7 @@ class TimedCnn(Cnn):
             if is_logged((self._forwards - 1) // self._steps_per_epoch):
                 log_points(link, points)
 
-        WorkerLink.log_points = log_in_turn  # type: ignore[method-assign]
+        WorkerLink.log_points = log_in_turn  # type: ignore[method-assign,assignment]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         # The warm-up's two samples are no step.

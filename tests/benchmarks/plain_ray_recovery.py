@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
@@ -18,7 +19,7 @@ from ray.train.torch import TorchTrainer, prepare_model
 from sklearn.datasets import load_digits
 
 
-def train(config: dict) -> None:
+def train(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     digits = load_digits()

@@ -7,6 +7,7 @@ and optionally the address of a running cluster. The same network, data, batch a
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import ray
@@ -32,7 +33,7 @@ def network() -> torch.nn.Module:
     )
 
 
-def train(config: dict) -> None:
+def train(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     digits = load_digits()
