@@ -12,7 +12,7 @@
     ├── OutOfMemory            exit 1   not even one sample fits into a worker's memory
     ├── CheckpointError        exit 1   a checkpoint is damaged or does not fit
     ├── TrackingError          exit 1   MLflow refused something for good
-    └── PlacementError         exit 1   the workers could not be placed in time
+    └── PlacementError         exit 75  the workers could not be placed in time; the same command goes on
 
 All of them survive pickling, since they cross process boundaries. Imports: the standard library only.
 """
@@ -35,6 +35,7 @@ class OrchestratorError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    """75 (EX_TEMPFAIL of sysexits.h) where the same command may succeed later."""
     cause: ClassVar[Cause] = "internal"
     retry: ClassVar[bool] = True
     """Whether another attempt may help, where the cause allows one."""
@@ -121,3 +122,4 @@ class TrackingError(OrchestratorError):
 
 class PlacementError(OrchestratorError):
     cause = "control plane"
+    exit_code = 75

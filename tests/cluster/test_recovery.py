@@ -184,6 +184,7 @@ def test_a_place_that_is_not_found_in_time_is_explained(tmp_path: Path) -> None:
     finally:
         remove_placement_group(held)
     assert (failed.status, failed.verdict.cause, failed.verdict.rank) == ("FAILED", "control plane", None)
+    assert failed.exit_code == 75
     assert "within 2 s: needs 2 × {CPU: 1}; room for 1" in failed.verdict.reason
     assert "resources.start_timeout" in failed.verdict.mend
 

@@ -34,7 +34,7 @@ _given_up = threading.Event()
 
 class HeadLost(OrchestratorError):
     cause = "control plane"
-    exit_code = 75  # sysexits' EX_TEMPFAIL: the same command goes on
+    exit_code = 75
 
 
 @functools.cache
