@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import statistics
 import sys
@@ -170,10 +171,10 @@ def seconds(job: Job, way: str, num_steps: int) -> float:
 def measure(name: str, job: Job, rounds: int) -> bool:
     """Print one row; whether the engine is fast enough."""
     batch_size = job.spec.train.global_batch_size
-    trial_steps = MIN_STEPS
-    while (trial := seconds(job, "tutorial", trial_steps)) < TURN_S / 10:
-        trial_steps *= 4
-    num_steps = max(MIN_STEPS, int(trial_steps * TURN_S / trial))
+    num_steps = MIN_STEPS
+    # The first steps are slower than others: a guess from them alone would make turns too short to mean anything.
+    while (trial_s := seconds(job, "tutorial", num_steps)) < TURN_S / 2:
+        num_steps = min(num_steps * 16, math.ceil(num_steps * TURN_S / trial_s))
     seconds(job, "ours", MIN_STEPS)
     speeds: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds):
