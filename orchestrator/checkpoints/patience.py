@@ -41,19 +41,25 @@ def can_pass(error: OSError) -> bool:
     return not any(sign in text for sign in _REFUSED)
 
 
+def room_may_come(error: OSError) -> bool:
+    """As `can_pass`, or the disk is full, and somebody may make room: for what is worth waiting for."""
+    return can_pass(error) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def patiently(
     action: Callable[[], _T],
     what: str,
     pauses_s: Sequence[float] = PAUSES_S,
     *,
+    passes: Callable[[OSError], bool] = can_pass,
     pause: Callable[[float], object] = time.sleep,
 ) -> _T:
-    """The action's result; it is done again after each of the pauses while an error that can pass stops it."""
+    """The action's result; it is done again after each of the pauses while an error that passes stops it."""
     for seconds in pauses_s:
         try:
             return action()
         except OSError as error:
-            if not can_pass(error):
+            if not passes(error):
                 raise
             _log.warning("%s failed and is tried again in %g s: %s", what, seconds, error)
         pause(seconds)

@@ -74,10 +74,7 @@ class LocalCluster:
         The state is empty where the head does not answer.
         """
         plan = self.plan
-        states = {}
-        if _answers(plan.gcs):
-            with contextlib.suppress(OrchestratorError):
-                states = {node["address"]: node["state"] for node in gcs.ask(plan.gcs, "list")}
+        states = {node["address"]: node["state"] for node in self._known()}
         return [
             {
                 "name": node.name,
@@ -88,6 +85,13 @@ class LocalCluster:
             }
             for node in plan.nodes
         ]
+
+    def _known(self) -> list[dict[str, Any]]:
+        """What the head knows of nodes; nothing where it does not answer."""
+        if _answers(self.plan.gcs):
+            with contextlib.suppress(OrchestratorError):
+                return gcs.ask(self.plan.gcs, "list")
+        return []
 
     def wait_for(self, states: dict[str, str], timeout_s: float = UP_TIMEOUT_S) -> None:
         """Wait until Ray holds nodes for `ALIVE` or `DEAD`. Raises OrchestratorError after the time."""
@@ -123,8 +127,10 @@ class LocalCluster:
             self.kill(name)
         if plan.isolated:
             network.heal_link(plan, name)
+        # The head may not have noticed yet that the last node there is dead.
+        before = [known["id"] for known in self._known() if known["address"] == node.address]
         start_node(plan, node)
-        self.wait_for({name: "ALIVE"})
+        gcs.ask(self.address, "join", str(UP_TIMEOUT_S), node.address, *before, timeout_s=UP_TIMEOUT_S)
 
     def add(self) -> str:
         """One more worker node; returns its name."""

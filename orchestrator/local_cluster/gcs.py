@@ -2,6 +2,7 @@
 
     … list                          the nodes, as JSON
     … wait SECONDS ADDRESS=STATE …  wait until nodes are ALIVE or DEAD
+    … join SECONDS ADDRESS [ID …]   wait until a node lives there that is none of these
     … drain ADDRESS SECONDS         tell a node, and who asks, that it will be gone in so many seconds
 
 A process of its own: a client of Ray's whose head is gone may end the process that it is in.
@@ -16,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 from orchestrator.errors import OrchestratorError
@@ -63,7 +65,9 @@ def _nodes(client: Any) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _wait(gcs: str, timeout_s: float, wanted: dict[str, str]) -> list[dict[str, Any]]:
+def _wait(
+    gcs: str, timeout_s: float, wanted: dict[str, str], other_than: Collection[str] = ()
+) -> list[dict[str, Any]]:
     from ray.exceptions import RaySystemError, RpcError
 
     deadline_s = time.monotonic() + timeout_s
@@ -73,7 +77,7 @@ def _wait(gcs: str, timeout_s: float, wanted: dict[str, str]) -> list[dict[str, 
             RpcError, RaySystemError
         ):  # a head that is just starting listens, but does not answer
             nodes = _nodes(_client(gcs))
-            states = {node["address"]: node["state"] for node in nodes}
+            states = {node["address"]: node["state"] for node in nodes if node["id"] not in other_than}
             if all(states.get(address, "DEAD") == state for address, state in wanted.items()):
                 return nodes
         if time.monotonic() > deadline_s:
@@ -106,6 +110,8 @@ def main(arguments: list[str]) -> list[dict[str, Any]]:
     gcs, verb, *rest = arguments
     if verb == "wait":
         return _wait(gcs, float(rest[0]), dict(pair.split("=") for pair in rest[1:]))
+    if verb == "join":
+        return _wait(gcs, float(rest[0]), {rest[1]: "ALIVE"}, rest[2:])
     if verb == "drain":
         return _drain(_client(gcs), rest[0], float(rest[1]))
     return _nodes(_client(gcs))

@@ -8,19 +8,25 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from orchestrator.checkpoints.patience import patiently
+from orchestrator.checkpoints.patience import PAUSES_S, patiently, room_may_come
 from orchestrator.errors import OrchestratorError
 from orchestrator.records import Verdict
 from orchestrator.runs.claim import Claim, release_claim
 from orchestrator.runs.folder import RunFolder
 
 _log = logging.getLogger(__name__)
+_PAUSES_S = PAUSES_S
+
+
+def _last_words(action: Callable[[], None], what: str) -> None:
+    """Write what is written once, at the end: a disk that is full is waited for, as it may be what ended the run."""
+    patiently(action, what, _PAUSES_S, passes=room_may_come)
 
 
 def write_verdict(run: RunFolder, verdict: Verdict, say: Callable[[str], None]) -> None:
     """Write a run's last word, trying for a while."""
     try:
-        patiently(lambda: run.write_verdict(verdict), f"writing the verdict of {run.label}")
+        _last_words(lambda: run.write_verdict(verdict), f"writing the verdict of {run.label}")
     except OSError as error:
         say(
             f"the verdict of {run.label} could not be written to {run.folder.uri}: {error}; running the job again "
@@ -31,7 +37,7 @@ def write_verdict(run: RunFolder, verdict: Verdict, say: Callable[[str], None]) 
 def write_record(run: RunFolder, keep: Callable[[], None], say: Callable[[str], None]) -> None:
     """Bring `run.json` and what stands beside it up to date by `keep`, trying for a while."""
     try:
-        patiently(keep, f"writing the record of {run.label}")
+        _last_words(keep, f"writing the record of {run.label}")
     except OSError as error:
         say(f"the record of {run.label} could not be written to {run.folder.uri}: {error}")
 

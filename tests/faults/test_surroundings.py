@@ -68,7 +68,8 @@ def finish_like(case: Case, driver: Any, undisturbed: dict[str, Any], *overrides
     """The run ends by itself as if nothing had happened, or says what was wrong, and the same command goes on."""
     code = driver.wait()
     if code:
-        assert code == 1
+        assert code == 1, driver.output()
+        assert case.run.read_verdict() is not None, driver.output()
         assert case.verdict.cause in ("hardware", "control plane"), case.verdict
         again = case.start(*overrides)
         assert again.wait() == 0, again.output()

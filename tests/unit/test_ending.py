@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.records import Verdict
+from orchestrator.runners import ending
 from orchestrator.runners.ending import let_go, on_storage, write_record, write_verdict
 from orchestrator.runs.folder import RunFolder, RunRecord
 from orchestrator.storage import Folder
@@ -37,8 +38,16 @@ def run(tmp_path: Path) -> RunFolder:
     return start(Folder.at(tmp_path)).run
 
 
-def test_a_storage_that_comes_back_gets_the_verdict(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    Failing(errno.EIO, 1, monkeypatch)
+@pytest.fixture(autouse=True)
+def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "_PAUSES_S", (0.01, 0.01))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_storage_that_comes_back_gets_the_verdict(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    Failing(number, 2, monkeypatch)
     write_verdict(run, DONE, pytest.fail)
     assert run.read_verdict() == DONE
 
