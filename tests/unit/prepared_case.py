@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -76,7 +76,8 @@ def write_prepared(folder: Path, sizes: Sequence[int] = (4, 3), seed: int = 0) -
 
 def reshard(prepared: Prepared, rows_per_shard: int) -> None:
     """Write prepared data anew in its folder, the same rows in more shards."""
-    manifest, shards = prepared.manifest, {}
+    manifest = prepared.manifest
+    shards: dict[str, list[Mapping[str, Any]]] = {}
     files = {name: facts for name, facts in manifest.files.items() if name == "example.arrow"}
     for name, num_rows in manifest.rows.items():
         part = prepared.part(name)
