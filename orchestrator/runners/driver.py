@@ -32,9 +32,10 @@ from orchestrator.runners.environment import environment
 from orchestrator.runners.job import Job, resolve_job, search_paths
 from orchestrator.runners.preparing import prepare_data
 from orchestrator.runners.ray_workers.start import (
-    check_fits,
+    NODES_JOIN_S,
     connected,
     submission_id,
+    wait_until_fits,
 )
 from orchestrator.runners.recording import record_data, record_end, start_of
 from orchestrator.runners.result import Result
@@ -149,7 +150,7 @@ def _prepare(
             pool.submit(importlib.import_module, "orchestrator.worker")
             try:
                 stack.enter_context(connected(spec, job.address))
-                check_fits(spec)
+                wait_until_fits(spec, 0.0 if job.embedded else NODES_JOIN_S, watch.say)
                 staff = _open_staff(spec, stack)
             except BaseException as error:
                 there.set_exception(error)  # preparation may wait for it

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 
 import orchestrator
 from orchestrator.errors import Infeasible
+from orchestrator.runners import driver
 from orchestrator.runners.result import Result
 from orchestrator.runs.folder import RunFolder, find_run, list_runs
 from orchestrator.storage import Folder
@@ -236,7 +237,10 @@ def wait_for_step(storage: Folder, step: int, timeout_s: float) -> RunFolder:
     raise AssertionError(f"no run came to step {step} in {timeout_s} s")
 
 
-def test_what_can_never_fit_is_refused_at_once(ray_cluster: str, tmp_path: Path) -> None:
+def test_what_can_never_fit_is_refused(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "NODES_JOIN_S", 1.0)
     with pytest.raises(Infeasible, match=r"1000 CPU.*num_workers"):
         run(
             tmp_path, resources={"num_workers": 10, "resources_per_worker": {"CPU": 100}}, address=ray_cluster

@@ -15,6 +15,7 @@ from orchestrator.engine.device.memory import estimate_memory
 from orchestrator.errors import Infeasible
 from orchestrator.recovery.sizing import NodeFacts
 from orchestrator.runners.planning import make_plan, share_sizes
+from orchestrator.runners.ray_workers import start
 from orchestrator.runners.ray_workers.start import check_fits
 from orchestrator.spec import JobSpec
 from orchestrator.spec.model import ModelSection
@@ -88,6 +89,20 @@ def test_what_does_not_fit_says_so() -> None:
     check_fits(asking(autoscaling=True), nodes(7.0))
     with pytest.raises(Infeasible, match="1 worker needs 1 GPU, but the cluster has 0"):
         check_fits(asking(num_workers=1, use_gpu=True), nodes(64.0))
+
+
+def test_a_cluster_that_is_too_small_yet_is_given_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [nodes(), nodes(4.0), nodes(4.0, 4.0)]
+    monkeypatch.setattr(start, "_nodes_there", lambda: seen.pop(0))
+    said: list[str] = []
+    start.wait_until_fits(asking(), 60.0, said.append)
+    assert said == [
+        "resources: 4 workers of 2 CPU need 8 CPU, but the cluster has 0: waiting up to 60 s for more nodes"
+    ]
+    assert not seen
+    monkeypatch.setattr(start, "_nodes_there", lambda: nodes(4.0))
+    with pytest.raises(Infeasible, match="but the cluster has 4"):
+        start.wait_until_fits(asking(), 0.0, pytest.fail)
 
 
 def test_the_fewest_workers_must_fit_an_empty_cluster_and_no_more() -> None:

@@ -11,8 +11,9 @@ import logging
 import math
 import os
 import socket
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _KNOCK_S = 10.0
 _FIRST_LOOK_S = 60.0
+NODES_JOIN_S = 20.0
+"""For how long a cluster that is too small is given the time to become larger."""
 
 
 class NoCluster(OrchestratorError):
@@ -163,6 +166,23 @@ def check_fits(spec: JobSpec, nodes: Sequence[NodeFacts] | None = None) -> None:
         + why_waiting(empty, bundle, least, (), resources.placement_strategy),
         mend,
     )
+
+
+def wait_until_fits(spec: JobSpec, wait_s: float, say: Callable[[str], None]) -> None:
+    """As `check_fits` for the connected cluster, but one that has just started, or lost a node that is being started
+    again, is given so long for its nodes to join."""
+    until_s = time.monotonic() + wait_s
+    told = False
+    while True:
+        try:
+            return check_fits(spec)
+        except Infeasible as error:
+            if time.monotonic() >= until_s:
+                raise
+            if not told:
+                say(f"{error.reason}: waiting up to {wait_s:g} s for more nodes")
+                told = True
+        time.sleep(0.5)
 
 
 def sum_up(amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
