@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from orchestrator import __version__
 from orchestrator.cli.checkpoint import checkpoint
 from orchestrator.cli.cluster import cluster
 from orchestrator.cli.data import data
+from orchestrator.cli.display import silence
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.list import list_
 from orchestrator.cli.logs import logs
@@ -89,6 +89,6 @@ def run_app(arguments: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output (`… | head`) has gone; nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         return 0
     return 0

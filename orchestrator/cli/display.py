@@ -6,6 +6,7 @@ Imports: rich, at first use.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -98,6 +99,11 @@ class Live:
 
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
+
+
+def silence() -> None:
+    """Print nothing any more, where standard output cannot be written: nor may Python, as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

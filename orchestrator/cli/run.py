@@ -43,7 +43,7 @@ def run(
     from orchestrator.runners.submission.package import load_job_secrets
 
     load_job_secrets()
-    from orchestrator.cli.display import observer_for
+    from orchestrator.cli.display import observer_for, silence
     from orchestrator.runners.driver import run_job
     from orchestrator.runners.ray_workers.head_watch import head_given_up
     from orchestrator.spec import load_spec
@@ -53,10 +53,14 @@ def run(
         result = run_job(
             loaded, inline=inline, address=address, fresh=fresh, resume=resume, observer=observer
         )
-    if output == "json":
-        typer.echo(json.dumps(result.to_dict(), indent=1))
-    else:
-        _show(result)
+    try:
+        if output == "json":
+            typer.echo(json.dumps(result.to_dict(), indent=1))
+        else:
+            _show(result)
+        sys.stdout.flush()
+    except OSError:  # nobody reads it, or the disk below is full: the exit code still tells
+        silence()
     if head_given_up():  # Ray's own farewell, as Python ends, would wait for the head
         sys.stdout.flush()
         sys.stderr.flush()

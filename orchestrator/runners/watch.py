@@ -43,6 +43,7 @@ class Watch:
     def __init__(self, observer: Observer, redact: Callable[[str], str]) -> None:
         self._observer = observer
         self._logged_s = 0.0
+        self._unseen = False
         self.redact = redact
         self.desk: Desk | None = None
         self.heartbeat: Heartbeat | None = None
@@ -52,16 +53,27 @@ class Watch:
     def say(self, text: str) -> None:
         """Tell the onlooker and the driver's log."""
         _log.info("%s", text)
-        self._observer.message(self.redact(text))
+        self._tell(lambda: self._observer.message(self.redact(text)))
 
     def show(self, progress: Progress) -> None:
         """Note progress and pass it on; now and then a line of it goes into the log."""
         if self.chronicle is not None and self.desk is not None:
             self.chronicle.heard(self.desk.attempt, progress)
-        self._observer.progress(progress)
+        self._tell(lambda: self._observer.progress(progress))
         if time.monotonic() - self._logged_s >= _LOG_PROGRESS_EVERY_S:
             self._logged_s = time.monotonic()
             _log.info("%s", format_progress(progress))
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        """A run does not end because nobody can see it: a closed terminal, an output on a disk that is full."""
+        try:
+            tell()
+        except OSError as error:
+            if not self._unseen:
+                _log.warning("what happens cannot be shown: %s", error)
+            self._unseen = True
+        else:
+            self._unseen = False
 
     def last_progress(self) -> Progress | None:
         if self.desk is None:

@@ -248,6 +248,21 @@ def test_what_can_never_fit_is_refused(
     assert not (tmp_path / "runs" / "small-1").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_run_whose_output_cannot_be_written_comes_to_its_end(tmp_path: Path) -> None:
+    spec, storage = Path(__file__).parents[2] / "jobs" / "linear_regression.yaml", tmp_path / "runs"
+    command = [sys.executable, "-m", "orchestrator", "run", str(spec), "--inline", f"storage={storage}"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "train.max_epochs=3"], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    (run_folder,) = list_runs(Folder.at(storage))
+    verdict = run_folder.read_verdict()
+    assert verdict is not None
+    assert verdict.status == "SUCCEEDED"
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
