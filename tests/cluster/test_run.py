@@ -129,6 +129,7 @@ def test_inline_one_worker_and_two_workers_agree(ray_cluster: str, tmp_path: Pat
     assert client.get_model_version("small", "1").run_id == recorded.info.run_id
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_run_goes_on(
     ray_cluster: str, tmp_path: Path, flaky_model: Path
 ) -> None:
@@ -248,6 +249,7 @@ def test_what_can_never_fit_is_refused(
     assert not (tmp_path / "runs" / "small-1").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_run_whose_output_cannot_be_written_comes_to_its_end(tmp_path: Path) -> None:
     spec, storage = Path(__file__).parents[2] / "jobs" / "linear_regression.yaml", tmp_path / "runs"

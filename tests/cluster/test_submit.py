@@ -33,6 +33,7 @@ def test_submit_follows_the_log_and_exits_as_the_job(
     assert "nothing.csv" in result.output
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running(ray_head: Head, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(
         "name: patient\n"

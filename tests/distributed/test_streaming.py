@@ -12,6 +12,7 @@ from tests.distributed.test_gloo import alone, one_run, result_of
 from tests.unit.engine_case import case_data, case_spec
 from tests.unit.prepared_case import reshard
 
+pytestmark = pytest.mark.slow
 STREAMED = {"data": {"iterate": {"kind": "streaming", "window": "40kB"}}}
 
 
