@@ -87,13 +87,17 @@ class Shipper:
         return self.done()
 
     def _work(self) -> None:
-        _yield_to_training()
         failures = 0
+        yields = False
         try:
             while True:
                 try:
                     self._ship()
                     failures = 0
+                    if self.state.run_id is not None and not yields:
+                        # Not before: at this niceness the sink's imports alone would take minutes on a busy machine.
+                        _yield_to_training()
+                        yields = True
                 except (SinkUnavailable, OSError) as error:
                     failures += 1
                     problem = error if isinstance(error, SinkUnavailable) else self._disk_trouble(error)
