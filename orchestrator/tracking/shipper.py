@@ -87,15 +87,15 @@ class Shipper:
         return self.done()
 
     def _work(self) -> None:
-        failures = 0
-        yields = False
+        failures, yields, began = 0, False, self._offset
         try:
             while True:
                 try:
                     self._ship()
                     failures = 0
-                    if self.state.run_id is not None and not yields:
-                        # Not before: at this niceness the sink's imports alone would take minutes on a busy machine.
+                    if self._offset > began and not yields:
+                        # Not before something was shipped: the sink's imports alone would then take minutes on a
+                        # busy machine.
                         _yield_to_training()
                         yields = True
                 except (SinkUnavailable, OSError) as error:
