@@ -29,14 +29,39 @@ _SAFETENSORS = {
 """The names that the safetensors format gives to types."""
 
 
+class _Watched:
+    """A sink that remembers why it could not be written to."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.failed: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._sink.write(data)
+        except BaseException as error:
+            self.failed = self.failed or error
+            raise
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+
 def dump_state(state: Mapping[str, Any], sink: Sink) -> None:
-    """Write a tree of dicts, lists, tensors and plain values as torch does, one tensor after another."""
+    """Write a tree of dicts, lists, tensors and plain values as torch does, one tensor after another. Raises
+    what the sink raises."""
     # The zip's own checksums are left out: the whole file is hashed, and torch computes them holding Python's
     # lock, for which the training would wait.
     checksums = get_crc32_options()
     set_crc32_options(False)
+    watched = _Watched(sink)
     try:
-        torch.save(dict(state), cast("IO[bytes]", sink))
+        torch.save(dict(state), cast("IO[bytes]", watched))
+    except RuntimeError:
+        # torch closes its zip after a failed write, and what that raises ("unexpected pos") hides the cause.
+        if watched.failed is None:
+            raise
+        raise watched.failed from None
     finally:
         set_crc32_options(checksums)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -103,6 +104,32 @@ def test_what_was_written_is_read_to_the_bit() -> None:
     buffer = io.BytesIO()
     dump_state(HostCopies().take(state), buffer)
     assert _bits(parse_state(buffer.getvalue())) == _bits(state)
+
+
+class FullAt(io.BytesIO):
+    """A file on a disk with so much room, which may be given free after the first failure."""
+
+    def __init__(self, room_bytes: int, *, for_good: bool) -> None:
+        super().__init__()
+        self.room_bytes, self.for_good, self.failed = room_bytes, for_good, False
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(memoryview(data).cast("B")) > self.room_bytes and (
+            self.for_good or not self.failed
+        ):
+            self.failed = True
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("for_good", [True, False])
+def test_a_full_disk_is_named_wherever_in_the_file_it_is_met(for_good: bool) -> None:
+    state = {"weight": torch.ones(300), "more": [torch.zeros(5), torch.ones(2, 2)], "step": 3}
+    whole = io.BytesIO()
+    dump_state(state, whole)
+    for room_bytes in range(0, len(whole.getvalue()), 7):
+        with pytest.raises(OSError, match="No space left on device"):
+            dump_state(state, FullAt(room_bytes, for_good=for_good))
 
 
 @pytest.mark.parametrize("data", [b"", b"no zip", b"PK\x03\x04 and no more"])
