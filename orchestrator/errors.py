@@ -7,6 +7,7 @@
     │   ├── MissingPackage     exit 2   an optional package is not installed
     │   └── Infeasible         exit 2   the cluster can never run what was asked for
     ├── DataError              exit 1   data went bad in the course of the run
+    ├── StorageGone            exit 1   a folder that was there is away with the storage it lies on
     ├── UserCodeError          exit 1   the user's own model, loss or metric raised
     ├── Diverged               exit 1   the loss became infinite or not a number
     ├── OutOfMemory            exit 1   not even one sample fits into a worker's memory
@@ -97,6 +98,10 @@ class Infeasible(UsageError):
 
 class DataError(OrchestratorError):
     cause = "data"
+
+
+class StorageGone(OrchestratorError):
+    cause = "hardware"
 
 
 class UserCodeError(OrchestratorError):

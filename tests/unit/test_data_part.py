@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.data.prepared.part import Part
+from orchestrator.data.prepared.prepared import Prepared
 from orchestrator.data.prepared.shards import OpenShard, OpenShards, open_shard, write_shard
-from orchestrator.errors import DataError
+from orchestrator.engine.causes import cause_of
+from orchestrator.errors import DataError, StorageGone
 from tests.unit.prepared_case import columns, write_part
 
 SIZES = (5, 1, 7, 3)
@@ -94,6 +96,23 @@ def test_every_type_of_numbers(tmp_path: Path, values: str) -> None:
         assert np.array_equal(batch.features.numpy(), tokens[rows])
         assert np.array_equal(batch.targets.numpy(), tokens[rows])
         assert batch.targets.is_floating_point() or batch.targets.dtype == torch.int64
+
+
+@pytest.mark.parametrize("window_bytes", [None, SHARD_BYTES])
+def test_storage_that_is_away_is_no_missing_data(tmp_path: Path, window_bytes: int | None) -> None:
+    """What is not there with all around it comes back; what alone is not there was removed."""
+    storage, away = tmp_path / "prepared", tmp_path / "away"
+    part = write_part(storage / "key", SIZES, window_bytes)
+    storage.rename(away)
+    with pytest.raises(StorageGone) as gone:
+        part.gather(np.array([7]))
+    assert cause_of(gone.value) == "hardware"
+    with pytest.raises(StorageGone):
+        Prepared.load(storage / "key")
+    away.rename(storage)
+    assert np.array_equal(part.gather(np.array([7])).features.numpy(), columns(16)[0][[7]])
+    with pytest.raises(DataError, match="no complete prepared data"):
+        Prepared.load(storage / "key")  # which has no manifest
 
 
 def test_streaming_never_has_more_than_two_windows_open(tmp_path: Path) -> None:

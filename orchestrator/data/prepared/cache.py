@@ -28,7 +28,7 @@ from orchestrator.data.prepared.manifest import (
 from orchestrator.data.prepared.room import LIMIT_VARIABLE, make_room
 from orchestrator.data.prepared.shards import OpenShard, open_shard
 from orchestrator.data.sources.fingerprint import cache_root
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, StorageGone
 from orchestrator.storage import Folder
 
 if TYPE_CHECKING:
@@ -48,16 +48,18 @@ class LocalStore:
 
     def open(self, shard: Shard, *, load: bool) -> OpenShard:
         file = self.folder / shard.file
-        try:
-            if self.checked:
-                if not is_whole(file, shard._asdict()):
-                    raise DataError(f"{file} is damaged", "run the job again: damaged data is prepared anew")
-                _note_use(file, shard.mtime_ns)  # and need not be hashed in the next epoch
-            return open_shard(file, shard.rows, load=load)
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{file} is missing", "run the job again: what is missing is prepared anew"
-            ) from error
+        for _ in range(_ATTEMPTS):  # the storage may come back just now
+            try:
+                if self.checked:
+                    if not is_whole(file, shard._asdict()):
+                        raise DataError(
+                            f"{file} is damaged", "run the job again: damaged data is prepared anew"
+                        )
+                    _note_use(file, shard.mtime_ns)  # and need not be hashed in the next epoch
+                return open_shard(file, shard.rows, load=load)
+            except FileNotFoundError:
+                check_storage(self.folder)
+        raise DataError(f"{file} is missing", "run the job again: what is missing is prepared anew")
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,16 @@ def incomplete(place: str) -> DataError:
     return DataError(
         f"{place} holds no complete prepared data", "run the job again: what is missing is prepared anew"
     )
+
+
+def check_storage(folder: Path) -> None:
+    """Raise StorageGone where not even the folder around is there that holds all prepared data: a mount is away, and
+    nobody has removed this data."""
+    if not folder.parent.is_dir():
+        raise StorageGone(
+            f"{folder.parent}, where prepared data lies, is not there",
+            "see whether its disk is still mounted",
+        )
 
 
 def node_path(folder: Folder) -> Path:

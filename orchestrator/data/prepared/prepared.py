@@ -14,6 +14,7 @@ import pyarrow as pa
 from orchestrator.data.prepared.cache import (
     FetchingStore,
     LocalStore,
+    check_storage,
     incomplete,
     local_copy,
     remote_manifest,
@@ -55,7 +56,8 @@ class Prepared:
         """Open prepared data. A remote folder is fetched to this node first; where it is to be streamed, only
         what is no shard.
 
-        Raises DataError where it is missing, incomplete or of another format version.
+        Raises DataError where it is missing, incomplete or of another format version, StorageGone where the storage
+        is away.
         """
         place = folder if isinstance(folder, Folder) else Folder.at(folder)
         if not place.is_local and streams(remote_manifest(place), iterate):
@@ -63,6 +65,9 @@ class Prepared:
             return cls(path, remote_manifest(Folder.at(path)), iterate, origin=place)
         path, lease = local_copy(place)
         found = cls.find(path, iterate, lease)
+        if found is None:
+            check_storage(path)
+            found = cls.find(path, iterate)  # the storage may have come back just now
         if found is None:
             raise incomplete(str(path))
         return found
