@@ -147,7 +147,7 @@ def _prepare(
         )
         if not job.inline:
             # While Ray's processes come up there is time to import torch.
-            pool.submit(importlib.import_module, "orchestrator.worker")
+            pool.submit(_import_after, preparing, "orchestrator.worker")
             try:
                 stack.enter_context(connected(spec, job.address))
                 wait_until_fits(spec, 0.0 if job.embedded else NODES_JOIN_S, watch.say)
@@ -163,6 +163,12 @@ def _prepare(
     if initial is not None:
         place_initial(initial, choice.run)
     return prepared, choice, staff
+
+
+def _import_after(preparing: Future[Prepared], module: str) -> None:
+    """Not beside it: SciPy and others look for torch among the loaded modules, and fail where it is half loaded."""
+    if preparing.exception() is None:
+        importlib.import_module(module)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from mlflow import MlflowClient
 
 import orchestrator
@@ -263,6 +264,54 @@ def test_a_run_whose_output_cannot_be_written_comes_to_its_end(tmp_path: Path) -
     verdict = run_folder.read_verdict()
     assert verdict is not None
     assert verdict.status == "SUCCEEDED"
+
+
+SLOW_TORCH = """
+import sys, time
+import orchestrator.data.preparing.build  # else its import may happen to wait for torch's
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch._tensor":
+            time.sleep(5)
+
+sys.meta_path.insert(0, Slow())
+"""
+READER = """
+import sys, time
+import pyarrow as pa
+
+def rows():
+    # As SciPy's functions do, which ask whether an array is one of torch's.
+    torch = sys.modules.get("torch")
+    assert torch is None or torch.Tensor
+    return pa.table({"x": [float(i) for i in range(40)], "y": [2.0 * i for i in range(40)]})
+"""
+
+
+@pytest.mark.slow
+def test_no_library_meets_a_torch_that_is_half_loaded(ray_cluster: str, tmp_path: Path) -> None:
+    """torch is loaded while Ray starts, but not beside the preparation of the data."""
+    (tmp_path / "reader.py").write_text(READER)
+    (tmp_path / "sitecustomize.py").write_text(SLOW_TORCH)
+    spec = {
+        "name": "half",
+        "storage": str(tmp_path / "runs"),
+        "data": {"source": {"kind": "python", "function": "reader:rows"}, "target": "y"},
+        "model": {"name": "linear"},
+        "train": {"max_epochs": 1, "global_batch_size": 8},
+    }
+    (tmp_path / "half.yaml").write_text(yaml.safe_dump(spec))
+    ours = Path(orchestrator.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "run", str(tmp_path / "half.yaml"), "--address", ray_cluster],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": f"{tmp_path}:{ours}"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
