@@ -278,7 +278,7 @@ class Slow:
 sys.meta_path.insert(0, Slow())
 """
 READER = """
-import sys, time
+import sys
 import pyarrow as pa
 
 def rows():
@@ -309,7 +309,7 @@ def test_no_library_meets_a_torch_that_is_half_loaded(ray_cluster: str, tmp_path
         text=True,
         check=False,
         timeout=180,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": f"{tmp_path}:{ours}"},
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ours}"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
