@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -32,7 +33,7 @@ from orchestrator.imports import add_search_paths
 from orchestrator.models.init_from import placed_weights
 from orchestrator.monitor.log_copy import copied_log
 from orchestrator.monitor.rank_log import rank_log
-from orchestrator.records import Progress
+from orchestrator.records import Failure, Progress
 from orchestrator.runs.folder import RunFolder
 from orchestrator.spec import redact, secret_values
 from orchestrator.storage import Folder
@@ -77,7 +78,8 @@ def train_worker(
                 _log.info("rank %d failed", link.rank, exc_info=True)
                 raise
     except BaseException as error:
-        link.fail(failure_of(error, rank=link.rank, attempt=link.attempt, hide=hide))
+        failure = failure_of(error, rank=link.rank, attempt=link.attempt, hide=hide)
+        link.fail(_without_storage(failure, run))
         raise
     finally:
         if not link.close():
@@ -85,6 +87,19 @@ def train_worker(
                 "rank %d: %d metric points did not reach the driver", link.rank, len(link.unacknowledged())
             )
         at_last.__exit__(*sys.exc_info())
+
+
+def _without_storage(failure: Failure, run: RunFolder) -> Failure:
+    """The failure as it is, but that code is not to blame that fails while the run's own storage is away: what it
+    looked for may lie there too, as the code itself may."""
+    if failure.cause != "user error" or not run.folder.is_local or run.folder.local_path().is_dir():
+        return failure
+    return replace(
+        failure,
+        error=f"{failure.error} (the storage is away: {run.folder.uri} is not there)",
+        cause="hardware",
+        mend="see whether its disk is still mounted",
+    )
 
 
 def _run(task: WorkerTask, link: WorkerLink, run: RunFolder, store: CheckpointStore) -> str:
