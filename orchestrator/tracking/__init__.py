@@ -1,7 +1,7 @@
 """Recording runs: a journal on local disk, shipped to MLflow in the background by one thread.
 
-`Tracker` is the facade; a `Sink` is where the operations end up: `MlflowSink` or `MemorySink`. Importing this
-package loads no mlflow: only `mlflow_sink` imports it, inside its functions.
+`Tracker` is the facade, for a run and its children; a `Sink` is where the operations end up: `MlflowSink` or
+`MemorySink`. Importing this package loads no mlflow: only `mlflow_sink` imports it, inside its functions.
 """
 
 from orchestrator.tracking.conventions import flatten_params, metric_key, source_tags
@@ -22,9 +22,10 @@ from orchestrator.tracking.ops import (
     SinkUnavailable,
     StartRun,
 )
-from orchestrator.tracking.tracker import Tracker, recorded_run_id, recover_journal
+from orchestrator.tracking.tracker import ChildTracker, Tracker, recorded_run_id, recover_journal
 
 __all__ = [
+    "ChildTracker",
     "EndRun",
     "LogArtifact",
     "LogDataset",

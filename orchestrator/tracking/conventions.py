@@ -26,6 +26,8 @@ CHANGED_TAG = "orchestrator.changed"
 DIGEST_TAG = "orchestrator.digest"
 """Tag of a logged model: the hash of its files, by which a replay finds it."""
 DESCRIPTION_TAG = "mlflow.note.content"
+PARENT_TAG = "mlflow.parentRunId"
+"""Tag that hangs a run under another one in the UI."""
 
 MAX_KEY = 250
 MAX_PARAM = 6000

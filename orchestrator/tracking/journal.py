@@ -1,7 +1,9 @@
-"""The journal of a run: what is to be recorded, one JSON line each, safe on disk before anybody relies on it.
+"""The journal of a run and its children: what is to be recorded, one JSON line each, safe on disk before anybody
+relies on it.
 
-The folder holds `journal.jsonl` (append only), `state.json` (how far it was shipped, and to which run),
-`refused.jsonl` (what the server will never take) and `lock`. Imports: the standard library, ops.
+The folder holds `journal.jsonl` (append only), `state.json` and `children.jsonl` (how far it was shipped, and to
+which runs: see `shipped`), `refused.jsonl` (what the server will never take) and `lock`.
+Imports: the standard library, ops.
 """
 
 from __future__ import annotations
@@ -13,18 +15,31 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import TrackingError
-from orchestrator.tracking.ops import Op, RunState, from_json, to_json
+from orchestrator.tracking.ops import Op, from_json, to_json
 
 _log = logging.getLogger(__name__)
 
 
 class JournalBusy(TrackingError):
     """Another process holds the journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the journal, between two offsets: an operation of one child of the run, or of the run itself ('').
+
+    `op` is None where a bad disk has damaged the line: nothing of it can be shipped, all the others still can.
+    """
+
+    op: Op | None
+    child: str
+    start: int
+    end: int
 
 
 class Journal:
@@ -51,10 +66,11 @@ class Journal:
         self._handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         self.size_bytes = self._drop_torn_line()
 
-    def append(self, op: Op) -> None:
+    def append(self, op: Op, child: str = "") -> None:
         """Add an operation; it is on the disk when this returns. Raises TrackingError where the disk is full or
         gone, or the journal closed: then nothing of the operation was added."""
-        line = json.dumps(to_json(op), separators=(",", ":"), default=str).encode() + b"\n"
+        value = {"child": child, **to_json(op)} if child else to_json(op)
+        line = json.dumps(value, separators=(",", ":"), default=str).encode() + b"\n"
         with self._appending:
             if self.closed:
                 raise TrackingError(f"the tracking journal {self._path} is closed")
@@ -72,30 +88,41 @@ class Journal:
                 ) from error
             self.size_bytes += len(line)
 
-    def read(self, offset: int, limit_bytes: int = 1 << 20) -> list[tuple[Op | None, int]]:
-        """Operations from `offset` on, each with the offset behind it: about `limit_bytes`, at least one.
+    def read(self, offset: int, limit_bytes: int = 1 << 20) -> list[Entry]:
+        """The entries from `offset` on: about `limit_bytes`, at least one."""
+        return [_entry(line, start) for line, start in self._lines(offset, limit_bytes)]
 
-        A line that a bad disk has damaged is None: nothing of it can be shipped, all the others still can.
-        """
-        found: list[tuple[Op | None, int]] = []
+    def entries(self, naming: str = "") -> Iterator[Entry]:
+        """All entries of the journal from its beginning; or only those, and perhaps a few more, which have this name of
+        a metric or a tag: the others are not even parsed."""
+        mark = json.dumps(naming).encode() if naming else b""
+        offset = 0
+        while lines := self._lines(offset):
+            for line, start in lines:
+                if mark in line:
+                    yield _entry(line, start)
+                offset = start + len(line)
+
+    def operations(self, child: str = "") -> Iterator[Op]:
+        """All readable operations of the run, or of one child."""
+        mark = f'{{"child":{json.dumps(child)},' if child else '{"op":'
+        offset = 0
+        while lines := self._lines(offset):
+            for line, start in lines:
+                if line.startswith(mark.encode()) and (op := _entry(line, start).op) is not None:
+                    yield op
+                offset = start + len(line)
+
+    def _lines(self, offset: int, limit_bytes: int = 1 << 20) -> list[tuple[bytes, int]]:
+        found = []
         stop = min(self.size_bytes, offset + limit_bytes)
         with self._path.open("rb") as file:
             file.seek(offset)
             while offset < stop:
                 line = file.readline()
+                found.append((line, offset))
                 offset += len(line)
-                try:
-                    found.append((from_json(json.loads(line)), offset))
-                except (ValueError, KeyError, TypeError):
-                    found.append((None, offset))
         return found
-
-    def operations(self) -> Iterator[Op]:
-        """All readable operations of the journal from its beginning."""
-        offset = 0
-        while found := self.read(offset):
-            yield from (op for op, _ in found if op is not None)
-            offset = found[-1][1]
 
     def put_aside(self, entry: dict[str, Any], reason: str) -> None:
         """Keep what will not be shipped, with the reason."""
@@ -135,24 +162,11 @@ class Journal:
         return keep
 
 
-def load_state(folder: Path) -> tuple[RunState, int]:
-    """The run's state and the shipped offset; a state that cannot be read means: ship it all again."""
+def _entry(line: bytes, start: int) -> Entry:
+    end = start + len(line)
     try:
-        value = json.loads((folder / "state.json").read_text())
-        return RunState(**value["run"]), int(value["offset"])
-    except FileNotFoundError:
-        return RunState(), 0
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.warning("%s/state.json is damaged (%s): shipping the whole journal again", folder, error)
-        return RunState(), 0
-
-
-def save_state(folder: Path, state: RunState, offset: int, *, durable: bool) -> None:
-    """Write the state whole or not at all; `durable` waits for the disk (else a loss costs a replay)."""
-    temporary = folder / ".state.json"
-    with temporary.open("w") as file:
-        json.dump({"run": asdict(state), "offset": offset}, file)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(folder / "state.json")
+        fields = json.loads(line)
+        child = str(fields.pop("child", ""))
+        return Entry(from_json(fields), child, start, end)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Entry(None, "", start, end)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.records import Point, Status
-from orchestrator.tracking.conventions import CHANGED_TAG, DESCRIPTION_TAG, folder_digest
+from orchestrator.tracking.conventions import CHANGED_TAG, DESCRIPTION_TAG, PARENT_TAG, folder_digest
 from orchestrator.tracking.ops import (
     EndRun,
     LogArtifact,
@@ -81,7 +81,11 @@ class MemorySink:
         last_steps: dict[str, int] = dict(state.last_steps)
         if run_id is None:
             run_id = f"run-{len(self.runs) + 1}"
-            self.runs[run_id] = MemoryRun(op.experiment, op.run_name, op.key)
+            # A child is where its parent is.
+            experiment = (
+                state.experiment_id if PARENT_TAG in op.tags and state.experiment_id else op.experiment
+            )
+            self.runs[run_id] = MemoryRun(experiment, op.run_name, op.key)
         elif op.run_id == run_id:
             for point in self.runs[run_id].points.values():
                 last_steps[point.key] = max(point.step, last_steps.get(point.key, -1))
@@ -91,7 +95,7 @@ class MemorySink:
         if op.description:
             run.tags[DESCRIPTION_TAG] = op.description
         _set_params(run, op.params)
-        return replace(state, run_id=run_id, experiment_id=op.experiment, last_steps=last_steps)
+        return replace(state, run_id=run_id, experiment_id=run.experiment, last_steps=last_steps)
 
     def _log_model(self, op: LogModel, run: MemoryRun, run_id: str) -> str:
         try:

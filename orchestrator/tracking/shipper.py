@@ -1,6 +1,7 @@
-"""The one thread that carries the journal to the sink, in order, and keeps trying while the sink is down.
+"""The one thread that carries the journal to the sink, and keeps trying while the sink is down.
 
-Imports: the standard library, ops, journal.
+What a run and each of its children recorded arrives in its order; see `batches` for how they mix.
+Imports: the standard library, ops, journal, shipped, batches, conventions.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
-from orchestrator.tracking.journal import Journal, load_state, save_state
+from orchestrator.tracking.batches import Batch, batches
+from orchestrator.tracking.conventions import PARENT_TAG
+from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.ops import (
     LogMetrics,
     Op,
@@ -26,11 +30,10 @@ from orchestrator.tracking.ops import (
     halves,
     to_json,
 )
+from orchestrator.tracking.shipped import load_shipped, save_shipped
 
 _log = logging.getLogger(__name__)
 
-MAX_BATCH = 1000
-"""Points in one call: MLflow's own limit."""
 MAX_PAUSE_S = 30.0
 _FIRST_PAUSE_S = 1.0
 _CLOSING_PAUSE_S = 0.5
@@ -52,11 +55,11 @@ class Shipper:
         self._journal = journal
         self._sink = sink
         self._interval_s = interval_s
-        self.state, self._offset = load_state(journal.folder)
-        self._offset = min(self._offset, journal.size_bytes)
+        self._shipped = load_shipped(journal.folder)
+        self._shipped.offset = min(self._shipped.offset, journal.size_bytes)
         self._unsaved = False
-        self._pending: deque[tuple[Op | None, int]] = deque()
-        self._read_offset = self._offset
+        self._pending: deque[Batch] = deque()
+        self._read_offset = self._shipped.offset
         self.last_error: SinkUnavailable | None = None
         self.refused: list[str] = []
         self._changed = threading.Condition()
@@ -64,6 +67,15 @@ class Shipper:
         self._closing = threading.Event()
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._work, name="tracking-shipper", daemon=True)
+
+    @property
+    def state(self) -> RunState:
+        """The state of the run."""
+        return self._shipped.run
+
+    def run_id_of(self, child: str) -> str | None:
+        """The id on the server of the run (''), or of a child of it; None until it was shipped."""
+        return self._shipped.state_of(child).run_id
 
     def start(self) -> None:
         self._thread.start()
@@ -76,7 +88,7 @@ class Shipper:
 
     def done(self) -> bool:
         """Whether everything in the journal was shipped or put aside."""
-        return self._offset >= self._journal.size_bytes and not self._unsaved
+        return self._shipped.offset >= self._journal.size_bytes and not self._unsaved
 
     def close(self, timeout_s: float) -> bool:
         """Ship the rest within the time, end the thread; True where nothing is left."""
@@ -87,13 +99,13 @@ class Shipper:
         return self.done()
 
     def _work(self) -> None:
-        failures, yields, began = 0, False, self._offset
+        failures, yields, began = 0, False, self._shipped.offset
         try:
             while True:
                 try:
                     self._ship()
                     failures = 0
-                    if self._offset > began and not yields:
+                    if self._shipped.offset > began and not yields:
                         # Not before something was shipped: the sink's imports alone would then take minutes on a
                         # busy machine.
                         _yield_to_training()
@@ -133,59 +145,70 @@ class Shipper:
                 self._fill()
             if not self._pending:
                 return
-            op, end = self._pending[0]
-            if op is None:
-                self._journal.put_aside({"before_byte": end}, "a damaged line of the journal")
-                self._pending.popleft()
-                self._advance(self.state, end, durable=False)
+            batch = self._pending[0]
+            if batch.op is None:
+                self._journal.put_aside({"before_byte": self._behind()}, "a damaged line of the journal")
+                self._advance(batch, self._shipped.state_of(batch.child))
                 continue
             try:
-                state = self._apply(op)
+                state = self._apply(batch.op, batch.child)
             except SinkRefused as error:
-                if isinstance(op, StartRun):
+                if isinstance(batch.op, StartRun) and not batch.child:
                     # Nothing can be recorded without the run: keep it all until somebody mends the cause.
                     raise SinkUnavailable(f"the run cannot be started: {error.reason}", error.mend) from error
-                self._refuse(op, end, error)
+                self._refuse(batch, error)
                 continue
-            self._pending.popleft()
-            self._advance(state, end, durable=isinstance(op, StartRun))
+            self._advance(batch, state)
 
-    def _apply(self, op: Op) -> RunState:
-        if isinstance(op, LogMetrics) and self.state.last_steps:
-            last = self.state.last_steps
+    def _apply(self, op: Op, child: str) -> RunState:
+        state = self._shipped.state_of(child)
+        if isinstance(op, StartRun) and child and self.state.run_id is not None:
+            op = replace(op, tags={**op.tags, PARENT_TAG: self.state.run_id})
+        if isinstance(op, LogMetrics) and state.last_steps:
+            last = state.last_steps
             # What stands at step 0 is a summary, which replaces that of an earlier attempt.
             op = LogMetrics(
                 tuple(point for point in op.points if not point.step or point.step > last.get(point.key, -1))
             )
             if not op.points:
-                return self.state
+                return state
         try:
-            return self._sink.apply(op, self.state)
+            return self._sink.apply(op, state)
         except (SinkRefused, SinkUnavailable):
             raise
         except Exception as error:
             # A fault of the sink itself must neither end the thread nor lose data.
             raise SinkUnavailable(f"{type(error).__name__}: {error}") from error
 
-    def _refuse(self, op: Op, end: int, error: SinkRefused) -> None:
+    def _refuse(self, batch: Batch, error: SinkRefused) -> None:
         """Cut a refused batch in two, so that only the bad part of it is put aside."""
-        parts = halves(op)
+        assert batch.op is not None
+        parts = halves(batch.op)
         if parts is not None:
             self._pending.popleft()
-            self._pending.extendleft([(parts[1], end), (parts[0], self._offset)])
+            self._pending.extendleft(Batch(part, batch.child, batch.start) for part in reversed(parts))
             return
-        self._journal.put_aside({"entry": to_json(op)}, error.reason)
-        self._pending.popleft()
-        self.refused.append(f"{type(op).__name__}: {error.reason}")
-        self._advance(self.state, end, durable=False)
+        whose = {"child": batch.child} if batch.child else {}
+        self._journal.put_aside({**whose, "entry": to_json(batch.op)}, error.reason)
+        of = f" of {batch.child}" if batch.child else ""
+        self.refused.append(f"{type(batch.op).__name__}{of}: {error.reason}")
+        self._advance(batch, self._shipped.state_of(batch.child))
 
-    def _advance(self, state: RunState, offset: int, *, durable: bool) -> None:
+    def _behind(self) -> int:
+        """The offset before which all was shipped, once the first pending batch is."""
+        return self._pending[1].start if len(self._pending) > 1 else self._read_offset
+
+    def _advance(self, batch: Batch, state: RunState) -> None:
+        """The first pending batch was shipped, or put aside."""
         # What was shipped is known from now on, even where it cannot be written down yet.
-        self.state, self._offset, self._unsaved = state, offset, True
-        self._save(durable=durable)
+        self._shipped.offset = self._behind()
+        self._pending.popleft()
+        self._shipped.applied(batch.op, batch.child, state)
+        self._unsaved = True
+        self._save(durable=isinstance(batch.op, StartRun))
 
     def _save(self, *, durable: bool) -> None:
-        save_state(self._journal.folder, self.state, self._offset, durable=durable)
+        save_shipped(self._journal.folder, self._shipped, durable=durable)
         with self._changed:
             self._unsaved, self.last_error = False, None
             self._changed.notify_all()
@@ -193,14 +216,8 @@ class Shipper:
     def _fill(self) -> None:
         found = self._journal.read(self._read_offset)
         if found:
-            self._read_offset = found[-1][1]
-        for op, end in found:
-            if self._pending and isinstance(op, LogMetrics):
-                previous = self._pending[-1][0]
-                if isinstance(previous, LogMetrics) and len(previous.points) + len(op.points) <= MAX_BATCH:
-                    self._pending[-1] = (LogMetrics(previous.points + op.points), end)
-                    continue
-            self._pending.append((op, end))
+            self._read_offset = found[-1].end
+        self._pending.extend(batches(found))
 
 
 def _yield_to_training() -> None:

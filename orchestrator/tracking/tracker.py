@@ -1,4 +1,4 @@
-"""The tracker of a run: everything that a driver records goes through here.
+"""The tracker of a run and its children: everything that a driver records goes through here.
 
 A call returns once its operation is on the local disk; a background thread ships it. So nothing here waits
 for MLflow, and nothing is lost while MLflow is down. Imports: the standard library and the files beside this
@@ -8,70 +8,83 @@ one, but not mlflow.
 from __future__ import annotations
 
 import logging
-import math
+import re
 import threading
-import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import TrackingError
 from orchestrator.records import Point, Status
-from orchestrator.tracking.conventions import (
-    DESCRIPTION_TAG,
-    MAX_KEY,
-    MAX_TAG,
-    NON_FINITE_TAG,
-    flatten_params,
-    metric_key,
-)
-from orchestrator.tracking.journal import Journal, JournalBusy, load_state
-from orchestrator.tracking.ops import (
-    EndRun,
-    LogArtifact,
-    LogDataset,
-    LogMetrics,
-    LogModel,
-    LogParams,
-    Op,
-    SetTags,
-    Sink,
-    StartRun,
-)
+from orchestrator.tracking.conventions import ENDED_TAG, MAX_TAG
+from orchestrator.tracking.journal import Journal, JournalBusy
+from orchestrator.tracking.ops import EndRun, LogMetrics, SetTags, Sink, StartRun
+from orchestrator.tracking.recorder import Recorded, Recorder, now_ms
+from orchestrator.tracking.shipped import load_shipped
 from orchestrator.tracking.shipper import Shipper
 
 _log = logging.getLogger(__name__)
-_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+_CHILD_KEY = re.compile(r"[\w.-]+")
 
 
-class Tracker:
+class ChildTracker(Recorder):
+    """Records one child of a run. `Tracker.child` makes it; it ends with `end_run`, or with its parent."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        shipper: Shipper,
+        child: str,
+        recorded: Recorded,
+        forget: Callable[[str], None],
+    ) -> None:
+        super().__init__(journal, shipper, child, recorded)
+        self._forget = forget
+        self._started = recorded.is_open
+        self._left = recorded.is_open
+        """It belonged to an earlier driver, and nobody has gone on with it yet."""
+
+    def go_on(self, start: StartRun, key: str) -> None:
+        self._start(start, key)
+        self._left = False
+
+    def end_run(self, status: Status) -> None:
+        """End it. What comes after that (a late point, a tag) is recorded all the same."""
+        super().end_run(status)
+        self._forget(self._child)
+
+    def end_with_parent(self, why: str) -> None:
+        """End it as stopped: now, or when it was last heard of where it belonged to an earlier driver."""
+        with self._lock:
+            self._record(SetTags({ENDED_TAG: why}))
+            self._record(EndRun("STOPPED", self._recorded.last_ms if self._left else now_ms()))
+            self._recorded.is_open = False
+        self._forget(self._child)
+
+
+class Tracker(Recorder):
     """Records one run. Open it with `Tracker.open`, start the run, and close it in the end.
 
     All methods may be called by any thread; none but `wait_for_run`, `flush` and `close` waits for the sink.
+    Children share its journal and its thread; of those that have ended, it keeps nothing but the names.
     """
 
     def __init__(self, journal: Journal, shipper: Shipper) -> None:
-        self._journal = journal
-        self._shipper = shipper
-        self._lock = threading.Lock()
-        self._last_steps: dict[str, int] = {}
-        self._keys: dict[str, str] = {}
-        self._non_finite: set[str] = set()
-        self._key = ""
-        self._started = False
-        for op in journal.operations():
-            if isinstance(op, StartRun):
-                self._key = op.key
-            elif isinstance(op, LogMetrics):
-                self._last_steps.update((point.key, point.step) for point in op.points)
-            elif isinstance(op, SetTags):
-                self._non_finite.update(
-                    name.removeprefix(f"{NON_FINITE_TAG}.")
-                    for name in op.tags
-                    if name.startswith(NON_FINITE_TAG)
-                )
+        found: defaultdict[str, Recorded] = defaultdict(Recorded)
+        for entry in journal.entries():
+            if entry.op is not None:
+                found[entry.child].add(entry.op)
+        super().__init__(journal, shipper, "", found.pop("", Recorded()))
+        self._experiment = ""
+        self._family = threading.RLock()
+        self._children = {
+            child: ChildTracker(journal, shipper, child, recorded, self._forget)
+            for child, recorded in found.items()
+            if recorded.is_open
+        }
+        self._ended = set(found) - set(self._children)
 
     @classmethod
     def open(cls, journal_folder: Path, sink: Sink, *, interval_s: float = 2.0) -> Tracker:
@@ -83,11 +96,6 @@ class Tracker:
         tracker = cls(journal, Shipper(journal, sink, interval_s))
         tracker._shipper.start()
         return tracker
-
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow run's id; None until the server answered."""
-        return self._shipper.state.run_id
 
     @property
     def experiment_id(self) -> str | None:
@@ -114,107 +122,76 @@ class Tracker:
 
         `params` may be nested: they are flattened. A journal keeps its run whatever `start` says.
         """
-        with self._lock:
-            self._key = self._key or f"{start.run_name}.{uuid.uuid4().hex[:16]}"
-            tags = {str(name): str(value)[:MAX_TAG] for name, value in start.tags.items()}
-            self._record(
-                replace(
-                    start, tags=tags, params=flatten_params(start.params), key=self._key, time_ms=_now_ms()
-                )
+        with self._family:
+            self._experiment = start.experiment
+            self._start(start, self._recorded.key or f"{start.run_name}.{uuid.uuid4().hex[:16]}")
+
+    def child(self, key: str, start: StartRun) -> ChildTracker:
+        """Make a child of the run, or set the one that has this key RUNNING again; it goes on with its MLflow run.
+
+        `key` is of letters, digits and `_.-`. The child is made in the experiment of its parent, whatever `start`
+        says. Without the journal in which it began, `start.run_id` tells which run of the server to go on with.
+        """
+        if not _CHILD_KEY.fullmatch(key):
+            raise ValueError(
+                f"'{key}' cannot be the key of a child: it may have letters, digits and _.- only"
             )
-            self._started = True
+        self._check_started()
+        with self._family:
+            child = self._children.get(key)
+            if child is None:
+                recorded = Recorded()
+                if key in self._ended:
+                    for op in self._journal.operations(key):
+                        recorded.add(op)
+                child = self._children[key] = ChildTracker(
+                    self._journal, self._shipper, key, recorded, self._forget
+                )
+        child.go_on(replace(start, experiment=self._experiment), f"{self._recorded.key}/{key}")
+        return child
 
-    def log_points(self, points: Iterable[Point]) -> None:
-        """Record metric points: on disk when this returns, and so safe to acknowledge.
-
-        A point is left out where its step is not above the last recorded one of its key: a resumed run
-        repeats steps. Keys are cleaned to what MLflow takes. An infinite value is recorded as NaN, since
-        MLflow would draw ±1.8e308; a tag tells which metric was not finite, and where first.
-        Raises TrackingError where they cannot be written now, without waiting: whoever holds them sends them again.
-        """
-        tags: dict[str, str] = {}
+    def tag_child(self, key: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a child, also of one that has ended, which stays so."""
+        op = SetTags({name: str(value)[:MAX_TAG] for name, value in tags.items()})
         with self._lock:
             self._check_started()
-            last_steps = dict(self._last_steps)
-            kept: list[Point] = []
-            for point in points:
-                key = self._clean(point.key)
-                if point.step <= last_steps.get(key, -1):
-                    continue
-                last_steps[key] = point.step
-                value = float(point.value)
-                if not math.isfinite(value):
-                    if key not in self._non_finite:
-                        name = f"{NON_FINITE_TAG}.{key}"[:MAX_KEY]
-                        tags.setdefault(name, f"{value} at step {point.step}")
-                    value = math.nan
-                kept.append(Point(key, value, point.step, point.timestamp_ms))
-            # The tags first: points that could not be written come again, but those that were do not.
-            if tags:
-                self._journal.append(SetTags(tags))
-                self._non_finite.update(point.key for point in kept if math.isnan(point.value))
-            if kept:
-                self._journal.append(LogMetrics(tuple(kept)))
-                self._last_steps = last_steps
+            self._record(op, key)
 
-    def points(self) -> Iterator[Point]:
-        """All points recorded so far, in order, those of earlier attempts included."""
-        for op in self._journal.operations():
-            if isinstance(op, LogMetrics):
-                yield from op.points
+    def open_children(self) -> dict[str, ChildTracker]:
+        """The children that have not ended, by key, those that an earlier driver left open among them."""
+        with self._family:
+            return dict(self._children)
 
-    def log_summary(self, metrics: Mapping[str, float]) -> None:
-        """Record figures of the run as a whole; a later summary of the same run replaces them.
+    def child_run_id(self, key: str) -> str | None:
+        """The id of a child's MLflow run, also of one that has ended; None until the server answered."""
+        return self._shipper.run_id_of(key)
 
-        They stand at step 0, since the UI draws a bar for a single value there, which compares runs.
-        """
-        now_ms = _now_ms()
-        points = tuple(
-            Point(self._clean(key), float(value) if math.isfinite(value) else math.nan, 0, now_ms)
-            for key, value in metrics.items()
-        )
-        with self._lock:
-            self._check_started()
-            if points:
-                self._record(LogMetrics(points))
+    def child_tags(self, name: str) -> dict[str, str]:
+        """The newest value of a tag by child, of those that were ever given it. Reads the whole journal."""
+        found = {}
+        for entry in self._journal.entries(name):
+            if entry.child and isinstance(entry.op, SetTags) and name in entry.op.tags:
+                found[entry.child] = entry.op.tags[name]
+        return found
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        with self._lock:
-            self._check_started()
-            self._record(SetTags({name: str(value)[:MAX_TAG] for name, value in tags.items()}))
-
-    def set_description(self, markdown: str) -> None:
-        """The text that the UI shows above the run."""
-        self.set_tags({DESCRIPTION_TAG: markdown})
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        with self._lock:
-            self._check_started()
-            self._record(LogParams(flatten_params(params)))
-
-    def log_artifact(self, path: Path, artifact_path: str = "") -> None:
-        """Upload a file or a folder's content; it must stay in place until it was shipped."""
-        with self._lock:
-            self._check_started()
-            self._record(LogArtifact(str(path.resolve()), artifact_path))
-
-    def log_model(self, model: LogModel) -> None:
-        """Log and register a model; its folder must stay in place until it was shipped."""
-        paths = tuple(str(Path(path).resolve()) for path in model.code_paths)
-        with self._lock:
-            self._check_started()
-            self._record(replace(model, model_dir=str(Path(model.model_dir).resolve()), code_paths=paths))
-
-    def log_dataset(self, dataset: LogDataset) -> None:
-        """Record what data the run used."""
-        with self._lock:
-            self._check_started()
-            self._record(dataset)
+    def child_points(self, key: str) -> Iterator[tuple[str, Point]]:
+        """All points of a metric that children recorded so far, in order, each with its child's key. Reads the whole
+        journal."""
+        for entry in self._journal.entries(key):
+            if entry.child and isinstance(entry.op, LogMetrics):
+                yield from ((entry.child, point) for point in entry.op.points if point.key == key)
 
     def end_run(self, status: Status) -> None:
-        with self._lock:
-            self._check_started()
-            self._record(EndRun(status, _now_ms()))
+        """End the run; children that have not ended are ended with it, as stopped."""
+        self.end_children("its parent ended")
+        super().end_run(status)
+
+    def end_children(self, why: str) -> None:
+        """End all children that have not ended, as stopped, with a tag that says why."""
+        with self._family:
+            left = list(self._children.values())
+        for child in left:
+            child.end_with_parent(why)
 
     def wait_for_run(self, timeout_s: float) -> str | None:
         """The MLflow run's id, once the server answered within the time."""
@@ -229,35 +206,15 @@ class Tracker:
         """Ship the rest and end. True: all shipped; False: the rest stays in the journal for next time."""
         return self._shipper.close(timeout_s)
 
-    def _record(self, op: Op) -> None:
-        """Append what is said once only; a full disk, or one that is gone, gets a little time to come back."""
-        for pause_s in _PAUSES_S:
-            try:
-                self._journal.append(op)
-                return
-            except TrackingError as error:
-                if self._journal.closed:
-                    raise
-                _log.warning("%s; trying again in %g s", error.reason, pause_s)
-                time.sleep(pause_s)
-        self._journal.append(op)
-
-    def _check_started(self) -> None:
-        if not self._started:
-            raise RuntimeError("start_run comes first")
-
-    def _clean(self, key: str) -> str:
-        if key not in self._keys:
-            self._keys[key] = metric_key(key)
-            if self._keys[key] != key:
-                _log.warning(
-                    "metric '%s' is recorded as '%s': MLflow refuses that name", key, self._keys[key]
-                )
-        return self._keys[key]
+    def _forget(self, key: str) -> None:
+        with self._family:
+            self._children.pop(key, None)
+            self._ended.add(key)
 
 
 def recover_journal(journal_folder: Path, sink: Sink, timeout_s: float) -> bool:
-    """Ship what a dead process left in a journal; True where nothing is left.
+    """Ship what a dead process left in a journal, after children that it left open were ended; True where nothing
+    is left.
 
     False, without an error, where time ran out, or where another process holds the journal.
     """
@@ -270,13 +227,13 @@ def recover_journal(journal_folder: Path, sink: Sink, timeout_s: float) -> bool:
     except TrackingError as error:
         _log.warning("%s", error)
         return False
+    try:
+        tracker.end_children("the driver died")
+    except TrackingError as error:
+        _log.warning("%s", error)
     return tracker.close(timeout_s)
 
 
 def recorded_run_id(journal_folder: Path) -> str | None:
     """The MLflow run that a journal belongs to, also of a dead process; None where it never came to be."""
-    return load_state(journal_folder)[0].run_id
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    return load_shipped(journal_folder).run.run_id

@@ -249,6 +249,20 @@ def test_two_runs_of_one_name_are_two(store: Store, request: pytest.FixtureReque
     assert other.experiment_id == state.experiment_id
 
 
+def test_a_child_is_made_in_the_experiment_of_its_parent(
+    store: Store, request: pytest.FixtureRequest
+) -> None:
+    _, parent = started(store, request)
+    tags = {"mlflow.parentRunId": str(parent.run_id)}
+    start = replace(START, key="digits-1.k/trial-1", experiment="another", run_name="trial-1", tags=tags)
+    child = store.sink.apply(start, RunState(experiment_id=parent.experiment_id))
+    assert child.experiment_id == parent.experiment_id
+    assert child.run_id != parent.run_id
+    assert store.read(str(child.run_id)).tags["mlflow.parentRunId"] == parent.run_id
+    again = store.sink.apply(start, RunState(experiment_id=parent.experiment_id))
+    assert again.run_id == child.run_id
+
+
 def test_a_folder_is_uploaded_with_its_subfolders(
     store: Store, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -460,6 +474,28 @@ def test_a_dead_job_is_marked(mlflow_store: MlflowStore, request: pytest.Fixture
     assert mlflow_store.client.get_run(run_id).info.status == "KILLED"
     with pytest.raises(SinkRefused):
         mark_dead(uri, "f" * 32, "FAILED", "no such run")
+
+
+def test_the_children_of_a_dead_job_end_with_it(
+    mlflow_store: MlflowStore, request: pytest.FixtureRequest
+) -> None:
+    _, state = started(mlflow_store, request)
+    uri, run_id = mlflow_store.sink.tracking_uri, str(state.run_id)
+    children = []
+    for number in range(3):
+        tags = {"mlflow.parentRunId": run_id if number < 2 else "another"}
+        child = replace(START, key=f"digits-1.k/{number}", tags=tags)
+        children.append(mlflow_store.sink.apply(child, RunState(experiment_id=state.experiment_id)))
+    mlflow_store.sink.apply(EndRun("SUCCEEDED", 2000), children[0])
+    assert mark_dead(uri, run_id, "FAILED", "the driver died", end_time_ms=5000)
+    infos = [mlflow_store.client.get_run(child.run_id).info for child in children]
+    assert [(info.status, info.end_time) for info in infos] == [
+        ("FINISHED", 2000),
+        ("KILLED", 5000),
+        ("RUNNING", None),
+    ]
+    assert mlflow_store.read(str(children[1].run_id)).tags["orchestrator.ended"] == "the driver died"
+    assert mlflow_store.client.get_run(run_id).info.status == "FAILED"
 
 
 def test_settings_for_mlflow_are_not_made_in_the_environment() -> None:

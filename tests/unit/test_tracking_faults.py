@@ -121,13 +121,13 @@ def test_a_closed_journal_writes_into_no_other_file(tmp_path: Path) -> None:
 
 
 class _Shaky:
-    """A journal's `save_state`, which fails so many times."""
+    """The shipper's `save_shipped`, which fails so many times."""
 
     def __init__(self, failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
         from orchestrator.tracking import shipper
 
-        self._failures, self._save = failures, shipper.save_state
-        monkeypatch.setattr(shipper, "save_state", self)
+        self._failures, self._save = failures, shipper.save_shipped
+        monkeypatch.setattr(shipper, "save_shipped", self)
         monkeypatch.setattr(shipper, "back_off_s", lambda failures: 0.01)
 
     def __call__(self, *args: object, **options: object) -> None:
@@ -158,7 +158,7 @@ def test_a_state_that_cannot_be_saved_ships_nothing_twice(
 
 def test_what_is_said_once_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("orchestrator.tracking.tracker.time.sleep", pauses.append)
+    monkeypatch.setattr("orchestrator.tracking.recorder.time.sleep", pauses.append)
     sink = MemorySink()
     tracker = Tracker.open(tmp_path, sink)
     tracker.start_run(StartRun("digits", "digits-1"))
@@ -190,11 +190,11 @@ def test_a_tag_about_a_bad_value_survives_a_failed_write(
     tracker.start_run(StartRun("digits", "digits-1"))
     append, bad = Journal.append, [True]
 
-    def shaky(journal: Journal, op: object) -> None:
+    def shaky(journal: Journal, op: object, child: str = "") -> None:
         if isinstance(op, LogMetrics) and bad:
             bad.clear()
             raise TrackingError("no room")
-        append(journal, op)  # type: ignore[arg-type]
+        append(journal, op, child)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Journal, "append", shaky)
     point = Point("train/loss", float("inf"), 3, 1003)
