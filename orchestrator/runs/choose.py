@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.errors import UsageError
 from orchestrator.runs.claim import Claim, newest_claim, release_claim, take_claim
@@ -85,11 +86,12 @@ def _resume(run: RunFolder, spec: JobSpec, identity: Identity) -> Choice:
     claim = _claim(run)
     verdict = run.read_verdict()
     longer = (record.max_epochs, record.max_steps) != (spec.train.max_epochs, spec.train.max_steps)
+    longer = longer or _searches_more(spec, record)
     if verdict is not None and verdict.status == "SUCCEEDED" and not longer:
         release_claim(run, claim)
         raise UsageError(
             f"{run.label} is finished",
-            "raise train.max_epochs or train.max_steps to go on with it, or start a new run with --fresh",
+            f"raise {_knobs(spec)} to go on with it, or start a new run with --fresh",
         )
     return _continue(run, spec, claim, f"--resume names {run.label}")
 
@@ -103,9 +105,8 @@ def _start(storage: Folder, spec: JobSpec, identity: Identity, why: str) -> Choi
                 name=run.name,
                 number=run.number,
                 identity=identity.to_dict(),
-                max_epochs=spec.train.max_epochs,
-                max_steps=spec.train.max_steps,
                 created_s=time.time(),
+                **_extent(spec),
             )
         )
     return Choice(run, resumed=False, why=f"starting {run.label}: {why}", claim=claim)
@@ -116,7 +117,7 @@ def _continue(run: RunFolder, spec: JobSpec, claim: Claim, why: str) -> Choice:
         if run.read_verdict() is None:
             why += "; its last driver was broken off without a verdict"
         run.clear_ending()
-        run.update_record(max_epochs=spec.train.max_epochs, max_steps=spec.train.max_steps)
+        run.update_record(**_extent(spec))
     return Choice(run, resumed=True, why=f"resuming {run.label}: {why}", claim=claim)
 
 
@@ -163,6 +164,29 @@ def _named_run(storage: Folder, name: str, text: str) -> RunFolder:
         f"no run '{text}' of the job '{name}' in {storage.uri}",
         f"known runs: {known}" if known else "it has no runs yet; leave --resume out",
     )
+
+
+def _extent(spec: JobSpec) -> dict[str, Any]:
+    """How far a run goes, as `run.json` has it."""
+    found: dict[str, Any] = {"max_epochs": spec.train.max_epochs, "max_steps": spec.train.max_steps}
+    if spec.tune is not None:
+        found |= {"num_samples": spec.tune.num_samples, "time_budget_s": spec.tune.time_budget}
+    return found
+
+
+def _searches_more(spec: JobSpec, record: RunRecord) -> bool:
+    """Whether a search that ended well may have more trials now, or more time."""
+    if spec.tune is None or record.num_samples is None:
+        return False
+    before_s = math.inf if record.time_budget_s is None else record.time_budget_s
+    now_s = math.inf if spec.tune.time_budget is None else spec.tune.time_budget
+    return spec.tune.num_samples > record.num_samples or now_s > before_s
+
+
+def _knobs(spec: JobSpec) -> str:
+    if spec.tune is None:
+        return "train.max_epochs or train.max_steps"
+    return "tune.num_samples (or tune.time_budget, where it was used up)"
 
 
 def _is_shorter(spec: JobSpec, record: RunRecord) -> bool:

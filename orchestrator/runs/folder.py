@@ -25,6 +25,7 @@ RESULT_FILE = "result.json"
 HEARTBEAT_FILE = "heartbeat.json"
 GOODPUT_FILE = "goodput.json"
 STOP_FILE = "stop.request"
+SEARCH_FILE = "search/summary.json"
 _LABEL = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})-([1-9]\d*)")
 
 
@@ -37,6 +38,9 @@ class RunRecord:
     identity: Mapping[str, Any] = field(default_factory=dict)
     max_epochs: int = 1
     max_steps: int | None = None
+    num_samples: int | None = None
+    """Of a search, as `time_budget_s`."""
+    time_budget_s: float | None = None
     created_s: float = 0.0
     tracking_uri: str | None = None
     experiment_name: str | None = None
@@ -65,11 +69,13 @@ class RunFolder:
     storage: Folder
     name: str
     number: int
+    digits: int = 1
+    """The number is written with so many at least."""
 
     @property
     def label(self) -> str:
         """`digits-3`: the folder's name, and the run's name in MLflow."""
-        return f"{self.name}-{self.number}"
+        return f"{self.name}-{self.number:0{self.digits}d}"
 
     @property
     def folder(self) -> Folder:
@@ -121,6 +127,16 @@ class RunFolder:
     @property
     def claims(self) -> Folder:
         return self.folder / "drivers"
+
+    @property
+    def search(self) -> Folder:
+        """What a search has decided so far."""
+        return self.folder / "search"
+
+    def trial(self, label: str) -> RunFolder:
+        """The folder of one trial of a search, as `trial-007`: within it, it is like a run's own."""
+        name, _, number = label.rpartition("-")
+        return RunFolder(self.folder / "trials", name, int(number), digits=len(number))
 
     def attempt_logs(self, attempt: int) -> Folder:
         return self.logs / f"attempt-{attempt}"
@@ -175,6 +191,13 @@ class RunFolder:
 
     def write_beat(self, beat: Beat) -> None:
         self.folder.write_json(HEARTBEAT_FILE, asdict(beat))
+
+    def read_search(self) -> dict[str, Any] | None:
+        """The newest view of the run's search; None where it has none."""
+        return self._read_dict(SEARCH_FILE)
+
+    def write_search(self, summary: Mapping[str, Any]) -> None:
+        self.folder.write_json(SEARCH_FILE, dict(summary))
 
     def read_goodput(self) -> dict[str, Any] | None:
         """What `Ledger.to_dict` gave."""

@@ -1,5 +1,5 @@
-"""What makes two runs the same work: data, model, train, seed, the user's code, and the content of the data and
-of the weights to begin with.
+"""What makes two runs the same work: data, model, train, seed, what a search searches, the user's code, and the
+content of the data and of the weights to begin with.
 
 Imports: user_code, spec, yaml, the standard library.
 """
@@ -21,6 +21,12 @@ from orchestrator.user_code import hash_modules
 _OBJECT_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 _FREE_TRAIN_KEYS = {"max_epochs", "max_steps"}
 _FREE_DATA_KEYS = {"quality"}
+_FREE_TUNE_KEYS = {
+    *("effort", "num_samples", "max_concurrent_trials", "time_budget"),
+    *("max_equal_failures", "recycle_worker_at", "then"),
+}
+_COUNTED_SAMPLES = ("pbt", "pb2", "hyperband")
+"""Schedulers for which the number of trials changes what becomes of each."""
 _WORDS = {
     "code": "the user's code",
     "data_fingerprint": "the content of the data",
@@ -31,7 +37,7 @@ _WORDS = {
 @dataclass(frozen=True)
 class Identity:
     """`sections` has a short hash each of data, model, train, seed, code, data_fingerprint and, where the spec
-    has it, init_from."""
+    has them, init_from and tune."""
 
     hash: str
     sections: Mapping[str, str]
@@ -92,9 +98,21 @@ def _identified(spec: Mapping[str, Any]) -> dict[str, Any]:
         parts["data"] = {key: value for key, value in parts["data"].items() if key not in _FREE_DATA_KEYS}
         if isinstance(parts["data"].get("preparation"), dict):
             parts["data"]["preparation"] = {**parts["data"]["preparation"], "by": "auto"}
+    if isinstance(spec.get("tune"), Mapping):
+        parts["tune"] = _identified_search(spec["tune"])
+        parts["train"] = spec.get(
+            "train"
+        )  # a search gives its trials so many epochs each, and judges them by that
     if isinstance(spec.get("init_from"), Mapping):
         parts["init_from"] = {key: value for key, value in spec["init_from"].items() if key != "uri"}
     return parts
+
+
+def _identified_search(tune: Mapping[str, Any]) -> dict[str, Any]:
+    scheduler = tune.get("scheduler")
+    counts = isinstance(scheduler, Mapping) and scheduler.get("kind") in _COUNTED_SAMPLES
+    free = _FREE_TUNE_KEYS - ({"num_samples"} if counts else set())
+    return {key: value for key, value in tune.items() if key not in free}
 
 
 def _named_modules(spec: JobSpec) -> Iterator[str]:

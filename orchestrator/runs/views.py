@@ -63,7 +63,11 @@ def _look(run: RunFolder, now_s: float) -> tuple[State, bool]:
     if claim is None or alive is False:
         return "DEAD", True
     beat = run.read_beat()
-    told = beat is not None and beat.claim == claim.number and beat.progress is not None
+    told = (
+        beat is not None
+        and beat.claim == claim.number
+        and (beat.progress is not None or bool(run.read_search()))
+    )
     return "RUNNING" if told else "PENDING", alive is not None
 
 

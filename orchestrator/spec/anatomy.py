@@ -63,6 +63,21 @@ def homes() -> dict[str, list[tuple[str, str | None]]]:
 
 def kinds_at(path: FieldPath) -> list[str]:
     """The kinds that the tagged sections at this path know."""
+    return [name for member in get_args(_at(path)) for name in _kinds(member)]
+
+
+def fields_of_kind(path: Sequence[str], kind: str) -> frozenset[str]:
+    """The keys of the section of this kind at a path, written with dots or not; empty where kinds share their keys,
+    or none is known."""
+    try:
+        members = get_args(_at(tuple(path)))
+    except (KeyError, IndexError):  # a path that leads nowhere
+        return frozenset()
+    return frozenset(name for member in members if kind in _kinds(member) for name in member.model_fields)
+
+
+def _at(path: FieldPath) -> Any:
+    """What stands at this path by the annotations, bare. Raises KeyError or IndexError where nothing does."""
     kind: Any = JobSpec
     for part in path:
         kind = _bare(kind)
@@ -70,7 +85,7 @@ def kinds_at(path: FieldPath) -> list[str]:
             kind = kind.model_fields[str(part)].annotation
         else:
             kind = get_args(kind)[-1 if get_origin(kind) is dict else 0]
-    return [name for member in get_args(_bare(kind)) for name in _kinds(member)]
+    return _bare(kind)
 
 
 def _sections_in(annotation: Any) -> Iterator[type[Section]]:

@@ -94,3 +94,12 @@ def substitute(document: Document, environ: Mapping[str, str]) -> Substituted:
 def escape(text: str) -> str:
     """The text such that `substitute` gives it back as it is."""
     return text.replace("${env:", "$${env:")
+
+
+def escape_all(value: Any) -> Any:
+    """The same for every text in plain values."""
+    if isinstance(value, dict):
+        return {key: escape_all(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escape_all(item) for item in value]
+    return escape(value) if isinstance(value, str) else value

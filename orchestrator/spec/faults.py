@@ -42,7 +42,11 @@ _BOUNDS = {
 def explain(error: ValidationError, document: Document) -> list[Fault]:
     """One fault per field, each with a reason and, where there is one, a mend. Secrets are never quoted."""
     by_path: dict[FieldPath, list[tuple[Spot, Detail]]] = {}
-    details = error.errors(include_url=False)
+    details = [
+        detail
+        for detail in error.errors(include_url=False)
+        if detail["type"] != "default_factory_not_called"  # a default that waits for a field with a fault
+    ]
     for detail in details[:MAX_FAULTS]:
         spot = locate(detail["loc"])
         path = spot.path + (("kind",) if detail["type"].startswith("union_tag") else ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from orchestrator.spec.base import EnvName, Section
@@ -19,6 +19,7 @@ from orchestrator.spec.cluster import (
 from orchestrator.spec.data import DataSection
 from orchestrator.spec.model import InitFromSection, ModelSection
 from orchestrator.spec.train import TrainSection
+from orchestrator.spec.tune import TuneSection
 
 MASK = "***"
 """What stands for a secret wherever a spec is shown or recorded."""
@@ -37,6 +38,8 @@ class JobSpec(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     init_from: InitFromSection | None = None
     resources: ResourcesSection = Field(default_factory=ResourcesSection)
+    tune: TuneSection | None = None
+    """Search for the best hyperparameters first, and then train with them."""
     runtime_env: RuntimeEnvSection = Field(default_factory=RuntimeEnvSection)
     secrets: dict[EnvName, SecretStr] = Field(default_factory=dict)
     """Environment variables for driver and workers; never printed, logged or recorded."""
@@ -52,6 +55,14 @@ class JobSpec(Section):
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", value):
             raise ValueError("must be 1 to 63 of a-z, 0-9, '-' and '_', and begin with a letter or digit")
         return value
+
+    @field_validator("tune")
+    @classmethod
+    def _scheduler_suits_the_epochs(
+        cls, value: TuneSection | None, info: ValidationInfo
+    ) -> TuneSection | None:
+        train = info.data.get("train")
+        return value.for_epochs(train.max_epochs) if value and train else value
 
     @model_validator(mode="after")
     def _target_and_text_fit_the_task(self) -> Self:

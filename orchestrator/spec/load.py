@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import os
 import sys
@@ -14,12 +13,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.errors import Fault, SpecError
-from orchestrator.spec.anatomy import locate
-from orchestrator.spec.document import Document, FieldPath, Place, from_python, parse, plain_scalar
-from orchestrator.spec.environment import Substituted, substitute
+from orchestrator.spec.document import Document, Place, from_python, parse
+from orchestrator.spec.environment import substitute
 from orchestrator.spec.faults import explain
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.overrides import apply_nested, apply_overrides
+from orchestrator.spec.search_faults import search_faults
+from orchestrator.spec.validation import validate
 
 MAX_FILE_BYTES = 1_000_000
 
@@ -61,7 +61,7 @@ def load_spec(
     substituted = substitute(document, os.environ)
     faults += substituted.faults
     try:
-        spec = _validate(substituted)
+        spec = validate(substituted)
     except ValidationError as error:
         known = [fault.field for fault in faults]
         faults += [
@@ -69,6 +69,8 @@ def load_spec(
             for fault in explain(error, document)
             if not any(fault.field == name or fault.field.startswith(f"{name}.") for name in known)
         ]
+    else:
+        faults += search_faults(spec, substituted) if not faults else []
     if faults:
         raise SpecError(
             sorted(set(faults), key=lambda fault: (fault.file or "", fault.line or 0, fault.field))
@@ -82,29 +84,6 @@ def load_spec(
         secret_env_names=substituted.secret_names,
         search_paths=tuple(dict.fromkeys(str(folder) for folder in folders)),
     )
-
-
-def _validate(substituted: Substituted) -> JobSpec:
-    """Raises ValidationError. What the environment gives is text; where a field wants something else, the
-    text is read as YAML would read it unquoted."""
-    values = substituted.document.values
-    try:
-        return JobSpec.model_validate(values)
-    except ValidationError as error:
-        refused = {locate(detail["loc"]).path for detail in error.errors(include_url=False)}
-        again = sorted(refused & substituted.from_environment, key=str)
-        if not again:
-            raise
-    values = copy.deepcopy(values)
-    for path in again:
-        _retype(values, path)
-    return JobSpec.model_validate(values)
-
-
-def _retype(values: Any, path: FieldPath) -> None:
-    for part in path[:-1]:
-        values = values[part]
-    values[path[-1]] = plain_scalar(values[path[-1]])
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> tuple[Document, list[Fault]]:

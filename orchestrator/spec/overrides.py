@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.errors import Fault, SpecError
 from orchestrator.spec.document import Document, FieldPath, Place, dotted, from_python, parse_value, unfit
+from orchestrator.spec.domain import KINDS
 
 COMMAND_LINE = "command line"
 PYTHON = "Python overrides"
@@ -24,14 +25,14 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> tuple[Docum
     faults: list[Fault] = []
     for override in overrides:
         key, equals, text = override.partition("=")
-        parts = [part.strip() for part in key.split(".")]
+        parts = _parts(key, values)
         if not equals or not all(parts) or unfit(key):
             reason = "is not of the form key.path=value"
             faults.append(Fault(key or "(empty)", reason, "Write it as train.max_epochs=3", COMMAND_LINE))
             continue
         try:
             value = parse_value(text, COMMAND_LINE)
-            path = _set(values, parts, value)
+            path = put(values, parts, value)
         except SpecError as error:
             faults += [Fault(key, fault.reason, fault.mend, COMMAND_LINE) for fault in error.faults]
             continue
@@ -49,17 +50,32 @@ def apply_nested(document: Document, overrides: Mapping[str, Any]) -> tuple[Docu
     with the `name` that they were written for.
     A dotted key (`train.max_epochs`) stands for the dicts that it runs through.
     """
-    plain, found = from_python(_undotted(overrides))
+    plain, found = from_python(_undotted(overrides, document.values))
     places = dict(document.places)
     values = _merge(document.values, plain, (), places)
     faults = [Fault(fault.field, fault.reason, fault.mend, PYTHON) for fault in found]
     return Document(values, places), faults
 
 
-def _undotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _parts(key: str, values: Mapping[str, Any]) -> list[str]:
+    """The keys that a path runs through. Those of `tune.param_space` hold dots themselves."""
+    parts = [part.strip() for part in key.split(".")]
+    if parts[:2] != ["tune", "param_space"]:
+        return parts
+    rest, tune = parts[2:], values.get("tune")
+    there = tune.get("param_space") if isinstance(tune, dict) else None
+    if not isinstance(there, dict) or ".".join(rest) not in there:
+        for length in range(1, len(rest)):
+            if rest[length] == "when" or (length == len(rest) - 1 and rest[length] in KINDS):
+                tail = [".".join(rest[length + 1 :])] if rest[length + 1 :] else []
+                return [*parts[:2], ".".join(rest[:length]), rest[length], *tail]
+    return [*parts[:2], ".".join(rest)] if rest else parts
+
+
+def _undotted(overrides: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in overrides.items():
-        *sections, name = key.split(".") if isinstance(key, str) else [key]
+        *sections, name = _parts(key, values) if isinstance(key, str) else [key]
         for section in reversed(sections):
             name, value = section, {name: value}
         both = isinstance(value, Mapping) and isinstance(nested.get(name), Mapping)
@@ -67,7 +83,7 @@ def _undotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _set(values: dict[str, Any], parts: Sequence[str], value: Any) -> FieldPath:
+def put(values: dict[str, Any], parts: Sequence[str], value: Any) -> FieldPath:
     """Put the value in; raises SpecError where the path runs through something that is no section."""
     here: Any = values
     path: FieldPath = ()

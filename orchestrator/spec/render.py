@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from orchestrator.spec.document import SCALARS
-from orchestrator.spec.environment import escape
+from orchestrator.spec.environment import escape_all
 from orchestrator.spec.job import MASK, JobSpec
 
 
@@ -28,7 +28,7 @@ def secret_values(spec: JobSpec) -> dict[str, str]:
 
 def render(spec: JobSpec) -> str:
     """YAML that loads again to an equal spec (but for the secrets)."""
-    plain = _escaped(to_plain(spec))
+    plain = escape_all(to_plain(spec))
     text: str = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     return text
 
@@ -39,14 +39,6 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     for form in sorted(forms - {"", MASK}, key=len, reverse=True):
         text = text.replace(form, MASK)
     return text
-
-
-def _escaped(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    return escape(value) if isinstance(value, str) else value
 
 
 class _Dumper(yaml.SafeDumper):

@@ -69,3 +69,51 @@ def test_differences_name_keys_with_old_and_new_values() -> None:
     assert differences(identity_of(old), identity_of(new)) == ["seed changed", "train changed"]
     assert differences(identity_of(old), identity_of(new), "{", new) == ["seed changed", "train changed"]
     assert differences(identity_of(old), identity_of(old), text, old) == []
+
+
+def test_what_a_search_searches_counts_and_how_long_does_not() -> None:
+    def searching(
+        scheduler: str = "asha", train: dict[str, object] | None = None, **tune: object
+    ) -> Identity:
+        section = {
+            "param_space": {"train.optimizer.lr": {"uniform": [0.1, 0.2]}},
+            "search_alg": {"kind": "random"},
+            "scheduler": {"kind": scheduler},
+        }
+        return identity_of(make_spec(tune=section | tune, train={"max_epochs": 9} | (train or {})))
+
+    base = searching()
+    assert base.sections["tune"]
+    assert "tune" not in identity_of(make_spec()).sections
+    for same in (
+        {"num_samples": 99},
+        {"time_budget": 60.0},
+        {"max_concurrent_trials": 2},
+        {"max_equal_failures": 3},
+        {"recycle_worker_at": 10**9},
+        {"then": "nothing"},
+    ):
+        assert searching(**same) == base, same
+    for other in (
+        {"param_space": {"train.optimizer.lr": {"uniform": [0.1, 0.3]}}},
+        {"metric": "val/accuracy"},
+        {"mode": "max"},
+        {"seed": 5},
+        {"search_alg": {"kind": "optuna"}},
+        {"scheduler": "fifo"},
+        {"stop": {"patience": 5}},
+        {"points_to_evaluate": [{"train.optimizer.lr": 0.15}]},
+    ):
+        changed = searching(**other)  # type: ignore[arg-type]
+        assert [name for name in base.sections if base.sections[name] != changed.sections[name]] == ["tune"]
+    assert searching(train={"max_epochs": 10}).sections["train"] != base.sections["train"]
+    for scheduler in ("pbt", "pb2", "hyperband"):
+        assert searching(scheduler) != searching(scheduler, num_samples=99)
+    told = differences(
+        base,
+        searching(metric="val/accuracy"),
+        yaml.safe_dump(make_spec(tune={"param_space": {"seed": {"choice": [1]}}}).model_dump(mode="json")),
+        make_spec(tune={"param_space": {"seed": {"choice": [2]}}, "metric": "val/accuracy"}),
+    )
+    assert "tune.param_space.seed.choice.0: 1 → 2" in told
+    assert "tune.metric: val/loss → val/accuracy" in told
