@@ -9,8 +9,8 @@ from typing import Any, Literal
 from orchestrator.errors import Cause
 
 Status = Literal["RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
-Wish = Literal["go on", "save", "stop"]
-"""What the driver wants of the workers; "save" is to save and go on, "stop" to save and end."""
+Wish = Literal["go on", "save", "stop", "leave"]
+"""What the driver wants of the workers; "save" is to save and go on, "stop" to save and end, "leave" to end at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,8 @@ class Failure:
     """All this rank saw is that another one left: the fault is the other's."""
     final: bool = False
     """Another attempt would only meet it again."""
+    diverged: bool = False
+    """The training itself came to no finite loss: of a trial, a result as others are."""
     process_exit: int | None = None
     """The exit code that user code asked for (`sys.exit`), or that the process ended with, where it is known."""
 
@@ -85,6 +87,17 @@ class Pulse:
 
 
 @dataclass(frozen=True, slots=True)
+class EpochReport:
+    """What a trial of a search tells at the end of an epoch, counted from 1: the newest value of each of its metrics,
+    and its seconds in training so far."""
+
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Letter:
     """What a worker sends: points and notices, numbered from `first` and `first_notice`, and where it stands."""
 
@@ -97,15 +110,19 @@ class Letter:
     notices: tuple[str, ...] = ()
     """What the user should read while the run goes on."""
     first_notice: int = 0
+    reports: tuple[EpochReport, ...] = ()
+    """Of a trial: the epochs that the driver has not acknowledged yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The driver's answer: points below `acknowledged` are safe on its disk, notices below `notices` were shown."""
+    """The driver's answer: points below `acknowledged` are safe on its disk, notices below `notices` were shown, and
+    of a trial the reports of all epochs up to `reported` are; where the wish is "go on", it holds for these epochs."""
 
     acknowledged: int
     wish: Wish = "go on"
     notices: int = 0
+    reported: int = 0
 
 
 @dataclass(frozen=True)

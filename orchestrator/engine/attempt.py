@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,8 @@ class Attempt:
     position: Position = field(default_factory=Position)
     metrics: dict[str, float] = field(default_factory=dict)
     """Those of the validation that ended the newest epoch; empty where it had none."""
+    train_loss: float = math.nan
+    """That of the newest step."""
     stopped_early: bool = False
     out_of_time: bool = False
     resumed_from: str | None = None
@@ -162,6 +165,7 @@ class Attempt:
             "stopper": self.stopper.state_dict() if self.stopper else None,
             "position": vars(self.position).copy(),
             "metrics": dict(self.metrics),
+            "train_loss": self.train_loss,
             "stopped_early": self.stopped_early,
             "points": [
                 [point.key, point.value, point.step, point.timestamp_ms]
@@ -187,6 +191,7 @@ class Attempt:
             self.stopper.load_state_dict(owners["stopper"])
         self.position = Position(**owners["position"])
         self.metrics = owners["metrics"]
+        self.train_loss = owners.get("train_loss", math.nan)
         self.stopped_early = owners["stopped_early"]
         if self.link.rank < len(owners["rng"]):
             set_rng_state(owners["rng"][self.link.rank], self.link.device)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from orchestrator.errors import Cause, OrchestratorError
+from orchestrator.errors import Cause, Diverged, OrchestratorError
 from orchestrator.records import Failure
 
 _PEER_LOST = (
@@ -86,6 +86,7 @@ def failure_of(
         exit_code=getattr(error, "exit_code", 1),
         peer_lost=is_peer_lost(error),
         final=not getattr(error, "retry", True),
+        diverged=isinstance(error, Diverged),
         process_exit=code if isinstance(code, int) else None,
     )
 

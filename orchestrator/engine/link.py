@@ -3,7 +3,8 @@
 A `WorkerLink` knows the worker's rank, world size and device. `log` only appends to a list; what gathered goes to the
 driver in letters, and the replies bring back what the driver wants. Either a courier thread carries the letters
 through a `Channel`, or the driver fetches them itself (`letter`, `accept`). Nothing that the training calls here
-waits. Imports: torch, records, the standard library. No ray, no mlflow.
+waits, but for `decision`, at the epochs where a search decides on a trial. Imports: torch, records, the standard
+library. No ray, no mlflow.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, Protocol
 
 import torch
 
-from orchestrator.records import Failure, Letter, Point, Progress, Pulse, Reply, Wish
+from orchestrator.records import EpochReport, Failure, Letter, Point, Progress, Pulse, Reply, Wish
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,14 @@ class WorkerLink:
         self._notices: deque[str] = deque()
         self._first_notice = 0
         self.failure: Failure | None = None
+        self.gates: Collection[int] | None = None
+        """Of a trial of a search: the epochs, from 1, after which it waits for a decision. None: it is no trial."""
+        self.news = threading.Event()
+        """Something happened that the driver should not have to wait for."""
+        self._reports: deque[EpochReport] = deque()
+        self._reported = 0
         self._stop = threading.Event()
+        self._leave = threading.Event()
         self._save = threading.Event()
         self._last_wish: Wish = "go on"
         self._wake = threading.Event()
@@ -108,15 +116,37 @@ class WorkerLink:
     def fail(self, failure: Failure) -> None:
         """Report a failure at once; the worker is about to end, so a channel's delivery is (briefly) waited for."""
         self.failure = failure
+        self.news.set()
         self._exchange()
+
+    def report(self, report: EpochReport) -> None:
+        """Tell how a trial stands at the end of an epoch."""
+        if self.rank == 0:
+            self._reports.append(report)
+            if report.epoch in (self.gates or ()):
+                self.news.set()
+
+    def decision(self, epoch: int) -> Wish:
+        """What the driver decides on this trial after an epoch that was reported: waits for the answer. Rank 0 only."""
+        with self._heard:
+            self._heard.wait_for(
+                lambda: self._reported >= epoch or self._stop.is_set() or self._leave.is_set()
+            )
+        return self.wish()
 
     def stop_requested(self) -> bool:
         """Whether the driver asked this run to save and end. Meaningful on rank 0; ranks must agree on it."""
         return self._stop.is_set()
 
+    def leave_requested(self) -> bool:
+        """Whether the driver wants no more of this trial. Meaningful on rank 0; ranks must agree on it."""
+        return self._leave.is_set()
+
     def wish(self) -> Wish:
         """What the driver wants now: "save" once for each time that it asked. Meaningful on rank 0; ranks must
         agree on it."""
+        if self.leave_requested():
+            return "leave"
         if self.stop_requested():
             return "stop"
         if self._save.is_set():
@@ -145,6 +175,7 @@ class WorkerLink:
             self.failure,
             notices,
             self._first_notice,
+            tuple(self._reports),
         )
 
     def accept(self, reply: Reply) -> None:
@@ -156,7 +187,12 @@ class WorkerLink:
             while self._notices and self._first_notice < reply.notices:
                 self._notices.popleft()
                 self._first_notice += 1
-            if reply.wish == "stop":
+            while self._reports and self._reports[0].epoch <= reply.reported:
+                self._reports.popleft()
+            self._reported = max(self._reported, reply.reported)
+            if reply.wish == "leave":
+                self._leave.set()
+            elif reply.wish == "stop":
                 self._stop.set()
             elif reply.wish == "save" and self._last_wish != "save":  # the same wish comes with every reply
                 self._save.set()
@@ -167,19 +203,20 @@ class WorkerLink:
         """Deliver what is left; True where all of it was acknowledged."""
         self._closing = True
         self._wake.set()
+        self.news.set()
         if self._courier is not None:
             self._courier.join(timeout_s)
         elif self._fetched and self._started:
             with self._heard:
-                self._heard.wait_for(lambda: not self._pending, timeout_s)
-        return not self._pending
+                self._heard.wait_for(lambda: not (self._pending or self._reports), timeout_s)
+        return not (self._pending or self._reports)
 
     def _carry(self) -> None:
         while not self._closing:
             self._wake.wait(self._interval_s)
             self._exchange()
         deadline = time.monotonic() + 8.0
-        while self._pending and time.monotonic() < deadline:
+        while (self._pending or self._reports) and time.monotonic() < deadline:
             if not self._exchange():
                 time.sleep(0.2)
 

@@ -16,20 +16,22 @@ from orchestrator.engine.reporting import log_saves, log_window, report
 from orchestrator.engine.step import train_step, training_feed
 from orchestrator.engine.window import Wish
 from orchestrator.errors import Diverged, UserCodeError
+from orchestrator.records import EpochReport
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How the loop ended, and over how much of what this attempt did."""
 
-    status: Literal["completed", "stopped"]
+    status: Literal["completed", "stopped", "left"]
     steps: int
     samples: int
     seconds: float
 
 
 def train(attempt: Attempt, profiler: StepProfiler | None = None) -> Outcome:
-    """Train to the end, or until the driver asks to stop; in both cases a checkpoint is left. Collective.
+    """Train to the end, or until the driver asks to stop; in both cases a checkpoint is left. A trial that is given up
+    leaves none. Collective.
 
     Raises CheckpointError where that one, or too many before it, could not be written.
     """
@@ -47,14 +49,18 @@ def train(attempt: Attempt, profiler: StepProfiler | None = None) -> Outcome:
 def _train(attempt: Attempt, profiler: StepProfiler | None) -> Outcome:
     recipe, position = attempt.recipe, attempt.position
     began, first_step, samples = time.perf_counter(), position.step, 0
-    stopped = False
+    stopped = left = False
     attempt.window.restart_clock()
     attempt.cadence.saved(time.monotonic())
-    while not _finished(attempt) and not stopped:
+    while not _finished(attempt) and not (stopped or left):
         wish: Wish = "go on"
         due = False
         with training_feed(attempt, recipe.order(position.epoch), position.batch) as steps:
-            while position.batch < recipe.steps_per_epoch and not _budget_spent(attempt) and not stopped:
+            while (
+                position.batch < recipe.steps_per_epoch
+                and not _budget_spent(attempt)
+                and not (stopped or left)
+            ):
                 lr = attempt.lr
                 attempt.clock.start()
                 fed = next(steps)
@@ -75,16 +81,17 @@ def _train(attempt: Attempt, profiler: StepProfiler | None) -> Outcome:
                 # A checkpoint carries the points of all steps before it, so the window is emptied first.
                 if attempt.window.full or last or due:
                     wish = _agree(attempt)
-                    stopped = wish == "stop"
+                    stopped, left = wish == "stop", wish == "leave"
                     due = due or wish == "save"
-                if stopped or (due and not last):
+                if stopped or (due and not last and not left):
                     attempt.link.beat("saving", position.step)
                     attempt.save()
                     attempt.window.restart_clock()
-        if not stopped:
-            _end_epoch(attempt, due)
+        if not (stopped or left):
+            wish = _end_epoch(attempt, due)
+            stopped, left = wish == "stop", wish == "leave"
     return Outcome(
-        status="stopped" if stopped else "completed",
+        status="left" if left else "stopped" if stopped else "completed",
         steps=position.step - first_step,
         samples=samples,
         seconds=time.perf_counter() - began,
@@ -106,7 +113,7 @@ def _agree(attempt: Attempt) -> Wish:
     phases = attempt.clock.take()
     over = train.max_time is not None and position.seconds + attempt.window.elapsed_s >= train.max_time
     wish: Wish = link.wish()
-    if wish != "stop" and over:
+    if wish not in ("stop", "leave") and over:
         wish = "finish"
     elif wish == "go on" and attempt.cadence.due(time.monotonic()):
         wish = "save"
@@ -125,6 +132,8 @@ def _agree(attempt: Attempt) -> Wish:
                     "lower train.optimizer.lr, add train.schedule.warmup_steps or train.clip_grad_norm, or look "
                     "for wrong values in the data",
                 )
+    if agreement.records:
+        attempt.train_loss = agreement.records[-1].loss
     if link.rank == 0 and agreement.records:
         log_saves(link, attempt.saver, attempt.cadence)
         log_window(attempt, agreement, phases)
@@ -134,9 +143,9 @@ def _agree(attempt: Attempt) -> Wish:
     return agreement.wish
 
 
-def _end_epoch(attempt: Attempt, save_due: bool) -> None:
-    """Validate, decide on early stopping, save (where a save is due, in any case); then the next epoch is at
-    batch 0."""
+def _end_epoch(attempt: Attempt, save_due: bool) -> Wish:
+    """Validate, decide on early stopping, ask what becomes of a trial, save (where a save is due, in any case); then
+    the next epoch is at batch 0. Gives "stop" or "leave" where the trial ends here before its end."""
     recipe, link, position = attempt.recipe, attempt.link, attempt.position
     if position.batch >= recipe.steps_per_epoch:
         position.epoch, position.batch = position.epoch + 1, 0
@@ -148,11 +157,28 @@ def _end_epoch(attempt: Attempt, save_due: bool) -> None:
     position.evaluated = True
     if link.rank == 0:  # before the save, which carries it: whoever goes on from there does not say it again
         link.log({"epoch": float(position.epoch)}, position.step)
+    final = final or attempt.stopped_early
+    wish: Wish = "go on"
+    if link.gates is not None and (due or final):
+        wish = _tell(attempt, final)
     save_due = save_due or position.epoch % attempt.saving.every_n_epochs == 0
-    if save_due or final or attempt.stopped_early:
+    if wish != "leave" and (save_due or final or wish == "stop"):
         link.beat("saving", position.step)
         attempt.save()
     attempt.window.restart_clock()
+    return wish
+
+
+def _tell(attempt: Attempt, final: bool) -> Wish:
+    """Report a trial's epoch; what the driver decides, where it decides here. Collective."""
+    link, position = attempt.link, attempt.position
+    wish: Wish = "go on"
+    metrics = {"train/loss": attempt.train_loss, **attempt.metrics}
+    epoch = position.epoch + (position.batch > 0)  # the last one counts where a budget cut it short
+    link.report(EpochReport(epoch, position.step, metrics, position.seconds))
+    if not final and link.gates is not None and position.epoch in link.gates:
+        wish = collectives.broadcast_object(link.decision(position.epoch) if link.rank == 0 else None)
+    return wish if wish in ("stop", "leave") else "go on"
 
 
 def validate(attempt: Attempt) -> None:

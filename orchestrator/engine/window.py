@@ -17,9 +17,10 @@ from orchestrator.engine import collectives
 
 MAX_STEPS = 256
 TARGET_S = 0.5
-Wish = Literal["go on", "save", "stop", "finish"]
-"""What rank 0 wants done: "save" to save and go on, "stop" to save and end, "finish" to end the training."""
-_WISHES: tuple[Wish, ...] = ("go on", "save", "stop", "finish")
+Wish = Literal["go on", "save", "stop", "finish", "leave"]
+"""What rank 0 wants done: "save" to save and go on, "stop" to save and end, "finish" to end the training, "leave" to
+end at once, with nothing saved."""
+_WISHES: tuple[Wish, ...] = ("go on", "save", "stop", "finish", "leave")
 
 
 @dataclass(frozen=True)

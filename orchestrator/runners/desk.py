@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from orchestrator.errors import TrackingError
-from orchestrator.records import Failure, Letter, Point, Progress, Reply, Wish
+from orchestrator.records import EpochReport, Failure, Letter, Point, Progress, Reply, Wish
 
 _log = logging.getLogger(__name__)
 
@@ -17,7 +17,8 @@ class Desk:
     """A `Channel` that hands points to `record` and answers with what is safe by then.
 
     `record` must return only when the points are on disk. Where it cannot (TrackingError, OSError), they stay with
-    the worker, who sends them again, and the training goes on. Thread-safe.
+    the worker, who sends them again, and the training goes on. `on_report` decides on a trial after an epoch, once for
+    each: an attempt that comes to the epoch again gets the same answer. Thread-safe.
     """
 
     def __init__(
@@ -25,10 +26,15 @@ class Desk:
         record: Callable[[Sequence[Point]], None],
         on_progress: Callable[[Progress], None] | None = None,
         on_notice: Callable[[str], None] | None = None,
+        on_report: Callable[[EpochReport], Wish] | None = None,
     ) -> None:
         self._record = record
         self._on_progress = on_progress
         self._on_notice = on_notice
+        self._on_report = on_report
+        self._decisions: dict[int, Wish] = {}
+        self._reported = 0
+        self._decided: Wish = "go on"
         self._lock = threading.Lock()
         self._received: dict[int, int] = {}
         self._noticed: dict[int, int] = {}
@@ -44,6 +50,11 @@ class Desk:
         self._stop = True
 
     @property
+    def decided(self) -> Wish:
+        """The newest decision on a trial."""
+        return self._decided
+
+    @property
     def stop_requested(self) -> bool:
         return self._stop
 
@@ -56,7 +67,11 @@ class Desk:
             if letter.rank == 0:
                 another = letter.attempt > self.attempt  # which may stand just where the last one did
                 self.attempt = max(self.attempt, letter.attempt)
+                if another:
+                    self._reported, self._decided = 0, "go on"
                 self._keep(letter)
+                if letter.attempt == self.attempt:
+                    self._decide(letter)
                 self._show_notices(letter)
                 late = letter.attempt < self.attempt
                 if letter.progress is not None and not late and (another or letter.progress != self.progress):
@@ -81,6 +96,14 @@ class Desk:
         self._troubled = False
         self._received[letter.attempt] = max(received, letter.first + len(letter.points))
 
+    def _decide(self, letter: Letter) -> None:
+        for report in letter.reports:
+            if report.epoch <= self._reported or self._on_report is None:
+                continue
+            if report.epoch not in self._decisions:
+                self._decisions[report.epoch] = self._on_report(report)
+            self._reported, self._decided = report.epoch, self._decisions[report.epoch]
+
     def _show_notices(self, letter: Letter) -> None:
         shown = self._noticed.get(letter.attempt, 0)
         for text in letter.notices[max(0, shown - letter.first_notice) :]:
@@ -89,5 +112,5 @@ class Desk:
         self._noticed[letter.attempt] = max(shown, letter.first_notice + len(letter.notices))
 
     def _reply(self, attempt: int) -> Reply:
-        wish: Wish = "stop" if self._stop else "go on"
-        return Reply(self._received.get(attempt, 0), wish, self._noticed.get(attempt, 0))
+        wish: Wish = "stop" if self._stop and self._decided != "leave" else self._decided
+        return Reply(self._received.get(attempt, 0), wish, self._noticed.get(attempt, 0), self._reported)

@@ -47,7 +47,8 @@ _log = logging.getLogger(__name__)
 def train_worker(
     task: WorkerTask, link: WorkerLink, *, attempt: int | None = None, keep_prints: bool = True
 ) -> str:
-    """Run one worker to its end: 'completed' or 'stopped'. Collective over the world of the link.
+    """Run one worker to its end: 'completed', 'stopped', or 'left' (a trial that was given up). Collective over the
+    world of the link.
 
     `attempt` is the number that the driver gave this attempt; without one it is the next that is free. What went wrong
     is reported through the link before it is raised. What user code prints goes into the rank's log as well with
@@ -70,6 +71,7 @@ def train_worker(
         logs, name = run.local / "logs", f"attempt-{link.attempt}/rank-{link.rank}.log"
         at_last.enter_context(copied_log(logs, run.logs, name))
         with rank_log(logs / name, hide, printed=keep_prints):
+            link.gates = task.gates
             link.start()
             link.progress(Progress(0, spec.train.max_epochs, 0, 0, phase="starting"))
             try:
@@ -107,8 +109,10 @@ def _run(task: WorkerTask, link: WorkerLink, run: RunFolder, store: CheckpointSt
     if link.rank == 0:
         store.sweep(link.attempt)
     prepared = Prepared.load(Folder.at(task.prepared_uri), spec.data.iterate)
-    initial = placed_weights(run.init, run.local / "init") if spec.init_from is not None else None
-    recipe = build_recipe(spec, prepared, initial)
+    initial = None
+    if spec.init_from is not None:
+        initial = placed_weights(task.initial or run.init, run.local / "init")
+    recipe = build_recipe(spec, prepared, initial, task.train_on)
     if spec.train.function is not None:
         return _run_own(task, link, recipe, prepared, store)
     attempt = start_attempt(recipe, link, store, spec.checkpoint, evidence=run.evidence)
@@ -124,7 +128,7 @@ def _run(task: WorkerTask, link: WorkerLink, run: RunFolder, store: CheckpointSt
     )
     with _profiling(task, link) as profiler, _halving(attempt):
         outcome = train(attempt, profiler)
-    if outcome.status == "completed":
+    if outcome.status == "completed" and task.gates is None:
         finish(task, attempt, prepared, outcome)
     return outcome.status
 

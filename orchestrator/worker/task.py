@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from orchestrator.models.freeze import freeze
 from orchestrator.models.init_from import load_initial
 from orchestrator.runs.folder import RunFolder
 from orchestrator.spec import JobSpec
+from orchestrator.storage import Folder
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,12 @@ class WorkerTask:
     run: RunFolder
     prepared_uri: str
     search_paths: Sequence[str]
+    gates: Collection[int] | None = None
+    """Of a trial of a search: the epochs, from 1, after which it waits for a decision. None: it is a run."""
+    initial: Folder | None = None
+    """Where the weights of `init_from` lie, where that is not the run's own folder."""
+    train_on: Sequence[str] = ("train",)
+    """The parts of the data that are trained on. With `val` among them nothing is validated."""
 
 
 def checkpoint_store(spec: JobSpec, run: RunFolder) -> CheckpointStore:
@@ -43,8 +50,10 @@ def checkpoint_store(spec: JobSpec, run: RunFolder) -> CheckpointStore:
     return CheckpointStore(run.checkpoints, retention_of(spec.checkpoint))
 
 
-def build_recipe(spec: JobSpec, prepared: Prepared, initial: Path | None = None) -> Recipe:
-    """What the spec asks to be trained on the prepared data, from the weights in the file `initial`, if any.
+def build_recipe(
+    spec: JobSpec, prepared: Prepared, initial: Path | None = None, train_on: Sequence[str] = ("train",)
+) -> Recipe:
+    """What the spec asks to be trained on parts of the prepared data, from the weights in the file `initial`, if any.
 
     Raises UsageError where spec and data do not fit.
     """
@@ -53,19 +62,20 @@ def build_recipe(spec: JobSpec, prepared: Prepared, initial: Path | None = None)
     check_metrics(manifest.task, names)
     check_augment(spec.data.augment, manifest.input_shape, vocab_size=manifest.vocab_size)
     counts = manifest.class_counts
+    parts = [counts[name].values() for name in train_on] if counts else None
     recipe = Recipe(
         train=spec.train,
         seed=spec.seed,
         build=functools.partial(_build, spec, manifest, initial),
-        train_part=prepared.part("train"),
-        val_part=prepared.part("val") if manifest.rows["val"] else None,
+        train_part=prepared.part(*train_on),
+        val_part=prepared.part("val") if manifest.rows["val"] and "val" not in train_on else None,
         pipeline=prepared.pipeline,
         objective=build_objective(
             manifest.task,
             spec.train.loss,
             num_outputs=manifest.num_outputs,
-            class_counts=list(counts["train"].values()) if counts else None,
-            num_samples=manifest.rows["train"],
+            class_counts=[sum(of_class) for of_class in zip(*parts, strict=True)] if parts else None,
+            num_samples=sum(manifest.rows[name] for name in train_on),
         ),
         metric_names=names,
         num_outputs=manifest.num_outputs,

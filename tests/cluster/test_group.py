@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import time
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
-import torch
 
-from orchestrator.engine.link import WorkerLink
-from orchestrator.records import Failure
+from orchestrator.records import Reply
 from orchestrator.runners.ray_workers.group import Group
 from orchestrator.runners.ray_workers.placement import ask_for_place
-from orchestrator.runners.ray_workers.process import Ended
+from orchestrator.runners.ray_workers.process import Ended, Report
 from orchestrator.spec.cluster import ResourcesSection
-
-TIMEOUT_S = 200
-
-
-def add_up(link: WorkerLink) -> tuple[int, int, float]:
-    """This rank, its process, and the sum of all ranks plus one."""
-    total = torch.tensor([float(link.rank + 1)])
-    torch.distributed.all_reduce(total)
-    return link.rank, os.getpid(), total.item()
-
-
-def fail_on_rank_1(link: WorkerLink) -> None:
-    if link.rank == 1:
-        raise ValueError("not me")
-    torch.distributed.all_reduce(torch.zeros(1))
-
-
-def wait_on_rank_1(link: WorkerLink) -> None:
-    if link.rank == 1:
-        time.sleep(TIMEOUT_S)
-    torch.distributed.all_reduce(torch.zeros(1))
+from tests.cluster.group_case import (
+    TIMEOUT_S,
+    add_up,
+    ask_at_a_gate,
+    ends_of,
+    fail_on_rank_1,
+    grow,
+    met,
+    results_of,
+    spoil,
+    wait_on_rank_1,
+    wait_until_ready,
+)
 
 
 @pytest.fixture
@@ -50,33 +41,6 @@ def group(ray_cluster: str) -> Iterator[Group]:
     finally:
         group.close()
     assert [info["State"] for info in ray._private.state.actors().values() if info["State"] != "DEAD"] == []
-
-
-def wait_until_ready(group: Group) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not group.ready([0, 1], 1.0):
-        assert time.monotonic() < deadline
-
-
-def ends_of(group: Group, work: Any) -> dict[int, Ended | Failure]:
-    """How the work ended on each rank."""
-    assert group.begin([0, 1], work, 60.0) == {}
-    ended: dict[int, Ended | Failure] = {}
-    deadline = time.monotonic() + TIMEOUT_S
-    while len(ended) < 2:
-        assert time.monotonic() < deadline
-        for rank, told in group.poll({}, 0.2).items():
-            if isinstance(told, Failure):
-                ended[rank] = told
-            elif told.ended is not None:
-                ended[rank] = told.ended
-    return ended
-
-
-def results_of(group: Group) -> list[Any]:
-    ends = ends_of(group, add_up)
-    assert all(isinstance(end, Ended) and end.failure is None for end in ends.values()), ends
-    return [ends[rank].result for rank in (0, 1)]  # type: ignore[union-attr]
 
 
 def test_processes_take_one_piece_of_work_after_the_other(group: Group) -> None:
@@ -107,4 +71,65 @@ def test_a_stuck_rank_still_tells_where_it_stands(group: Group) -> None:
     while not ("wait_on_rank_1" in frames.get(1, "") and "all_reduce" in frames.get(0, "")):
         assert time.monotonic() < deadline, frames
         frames = {rank: stacks.frame for rank, stacks in group.stacks(5.0).items()}
-    assert "test_group.py:" in frames[1]
+    assert "group_case.py:" in frames[1]
+
+
+def test_a_process_group_is_kept_until_a_piece_of_work_fails(group: Group) -> None:
+    assert [met(group), met(group), met(group)] == [1, 2, 3]
+    ends = ends_of(group, fail_on_rank_1, keep=True)
+    failures = [end.failure for _, end in sorted(ends.items()) if isinstance(end, Ended)]
+    assert [failure and failure.peer_lost for failure in failures] == [True, False]
+    assert [met(group), met(group)] == [1, 2]
+    results_of(group, add_up, keep=True)  # and nobody says that it ended well
+    assert [met(group), met(group)] == [1, 2]
+    group.keep_only([1])
+    group.start([0, 1])
+    wait_until_ready(group)
+    assert met(group) == 1, "one of its processes is new"
+
+
+def test_each_piece_of_work_finds_its_process_as_new(group: Group, tmp_path: Path) -> None:
+    (tmp_path / "own_net.py").write_text("SEEN = []\n")
+    group.forget = (str(tmp_path),)
+    work = functools.partial(spoil, folder=str(tmp_path))
+    for _ in range(3):
+        assert results_of(group, work, keep=True) == [(None, "torch.float32", [])] * 2
+        group.ended_well()
+
+
+def test_what_takes_a_decision_is_heard_at_once(group: Group) -> None:
+    """Long before the time is over that a poll waits for news."""
+    assert group.begin([0, 1], ask_at_a_gate, 60.0, keep=True) == {}
+    began_s = time.monotonic()
+    reports: list[int] = []
+    results: dict[int, str] = {}
+    replies: dict[int, Reply] = {}
+    while len(results) < 2:
+        for rank, told in group.poll(replies, 60.0, eager=True).items():
+            assert isinstance(told, Report)
+            if rank == 0 and told.letter is not None and told.letter.reports:
+                reports = [report.epoch for report in told.letter.reports]
+                replies[0] = Reply(0, "leave", 0, max(reports))
+            if told.ended is not None:
+                results[rank] = told.ended.result
+    assert time.monotonic() - began_s < 30.0
+    assert (reports, results) == ([1, 2], {0: "leave", 1: ""})
+
+    assert group.begin([0, 1], wait_on_rank_1, 60.0) == {}  # who has no news
+    began_s, answers = time.monotonic(), 0
+    while answers < 6:
+        told = group.poll({}, 1.0, eager=True)
+        assert all(isinstance(one, Report) and one.ended is None for one in told.values())
+        answers += len(told)
+    assert time.monotonic() - began_s > 2.5, "each of the two answers after a second, three times"
+
+
+def test_what_the_processes_take_is_told(group: Group) -> None:
+    for num_bytes in (10**6, 300 * 10**6):
+        ends = ends_of(group, functools.partial(grow, num_bytes=num_bytes))
+        for end in ends.values():
+            assert isinstance(end, Ended)
+            assert end.result is not None
+            pid, resident_bytes = end.result
+            assert end.memory_bytes == pytest.approx(resident_bytes, rel=0.1)
+            assert end.memory_bytes == pytest.approx(psutil.Process(pid).memory_info().rss, rel=0.1)

@@ -27,8 +27,21 @@ what is said once per window is said."""
 
 
 def final_state(spec: JobSpec, run: RunFolder) -> dict[str, Any]:
-    """What of the last checkpoint and of the model must not depend on what happened to the workers: weights, optimizer,
-    schedule, averages, stopper, position, the random states of every rank; the result; the model's files."""
+    """What of the last checkpoint and of the model must not depend on what happened to the workers: `saved_state`, the
+    result, and the model's files."""
+    left = saved_state(spec, run)
+    result = run.read_result()
+    assert result is not None
+    left |= {f"result.{name}": leaf for name, leaf in _leaves(result["metrics"])}
+    for file in sorted(run.model.local_path().iterdir()):
+        left[f"model.{file.name}"] = file.read_bytes()
+    assert "model.model.safetensors" in left
+    return left
+
+
+def saved_state(spec: JobSpec, run: RunFolder) -> dict[str, Any]:
+    """The last checkpoint: weights, optimizer, schedule, averages, stopper, position, the random states of every rank,
+    metrics. What only tells the time is left out."""
     store = checkpoint_store(spec, run)
     newest = store.manifests()[-1]
     left = {
@@ -40,14 +53,7 @@ def final_state(spec: JobSpec, run: RunFolder) -> dict[str, Any]:
         data = store.read(newest, name)
         part = safetensors.torch.load(data) if name.endswith(".safetensors") else parse_state(data)
         left |= {f"{name}.{key}": leaf for key, leaf in _leaves(part)}
-    left |= {"step": newest.step, "metrics": dict(newest.metrics)}
-    result = run.read_result()
-    assert result is not None
-    left |= {f"result.{name}": leaf for name, leaf in _leaves(result["metrics"])}
-    for file in sorted(run.model.local_path().iterdir()):
-        left[f"model.{file.name}"] = file.read_bytes()
-    assert "model.model.safetensors" in left
-    return left
+    return left | {"step": newest.step, "metrics": dict(newest.metrics)}
 
 
 def remains(course: Course) -> dict[str, Any]:

@@ -19,8 +19,12 @@ class Ranks:
 
     told: list[dict[int, Report | Failure]]
     silent: dict[int, float] = field(default_factory=dict)
+    replies: list[dict[int, Reply]] = field(default_factory=list)
 
-    def poll(self, replies: Mapping[int, Reply], timeout_s: float) -> dict[int, Report | Failure]:
+    def poll(
+        self, replies: Mapping[int, Reply], timeout_s: float, *, eager: bool
+    ) -> dict[int, Report | Failure]:
+        self.replies.append(dict(replies))
         return self.told.pop(0) if self.told else {}
 
     def silent_s(self, rank: int) -> float:

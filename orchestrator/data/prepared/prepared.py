@@ -94,13 +94,13 @@ class Prepared:
         """Whether parts are read shard by shard, with bounded memory."""
         return streams(self.manifest, self.iterate)
 
-    def part(self, name: str) -> Part:
-        """The part `train`, `val` or `test`; it has no rows where its ratio is 0."""
+    def part(self, *names: str) -> Part:
+        """The part `train`, `val` or `test`, or several as one; it has no rows where its ratio is 0."""
         return Part(
             LocalStore(self.folder, checked=self.streaming)
             if self._origin is None
             else FetchingStore(self._origin, self.folder),
-            self.manifest.shards_of(name),
+            [shard for name in names for shard in self.manifest.shards_of(name)],
             self.manifest.stored_shape,
             self.iterate.window if self.streaming else None,
             keep=self._lease,

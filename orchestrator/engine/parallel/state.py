@@ -67,7 +67,9 @@ def load_optimizer_state(
     state: Mapping[str, Any],
     read: ReadRows | None = None,
 ) -> None:
-    """Load an optimizer's state by the parameters' numbers, as `load_model_state`.
+    """Load an optimizer's state by the parameters' numbers, as `load_model_state`. Its settings (rates, decay) stay
+    those that it was made with: a trial of a search may go on from another's state with settings of its own. Where it
+    is of another kind, which keeps other moments, it begins with none.
 
     Raises CheckpointError where the optimizer has other parameters.
     """
@@ -78,6 +80,8 @@ def load_optimizer_state(
             f"one of {[len(group['params']) for group in groups]}",
             "were train.optimizer or the frozen layers changed? Start again with --fresh",
         )
+    if list(map(_moments, saved)) != list(map(_moments, groups)):
+        return
     parameters = [parameter for group in groups for parameter in group["params"]]
     flat = {
         f"{number}/{name}": value for number, entry in state["state"].items() for name, value in entry.items()
@@ -89,9 +93,20 @@ def load_optimizer_state(
         number: {name: spread[f"{number}/{name}"] for name in entry}
         for number, entry in state["state"].items()
     }
-    optimizer.load_state_dict({"state": entries, "param_groups": saved})
+    settings = [
+        {**old, **{name: value for name, value in group.items() if name != "params"}}
+        for old, group in zip(saved, groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": entries, "param_groups": settings})
     if not sharded(parallel):
         _lay_out(optimizer)
+
+
+def _moments(group: Mapping[str, Any]) -> tuple[bool, ...]:
+    """What tells which moments an optimizer keeps, by the settings that only one kind has: those of SGD, Adam, RMSprop
+    and Adagrad."""
+    kind = (name in group for name in ("dampening", "betas", "alpha", "lr_decay"))
+    return *kind, bool(group.get("momentum")), bool(group.get("centered"))
 
 
 def load_ema_state(ema: Ema, state: Mapping[str, Any], read: ReadRows | None = None) -> None:

@@ -36,13 +36,18 @@ class Done:
     world_size: int
     resize: Resize | None = None
     """Why they were stopped, where it was to change their number or place."""
+    memory_bytes: int = 0
+    """Of the largest process, after the work."""
+    ended: bool = True
+    """All ranks have come to the end; some may still be at work where they did not save in time."""
 
 
 @dataclass(frozen=True)
 class Broken:
     """The attempt failed: the culprit, what every rank saw, and what all were at, if it hung.
 
-    `keepable` are ranks whose processes can take the next attempt: they ended by themselves, since another one left.
+    `keepable` are ranks whose processes can take the next attempt: they ended by themselves, since another one left, or
+    since the job's own code raised.
     `died` and `silent` are ranks whose process is gone, or does not answer.
     """
 
@@ -58,8 +63,8 @@ class Broken:
 class Follower:
     """Follows one attempt. `look_for_resize` is asked now and then whether the group should change its size.
 
-    `check` is called often and may raise to end it all. `reaches` tells whether the node of a worker answers that
-    has been silent for `unreachable_timeout_s` (0: it is never asked).
+    `eager`: what a rank tells is heard at once. `check` is called often and may raise to end it all. `reaches` tells
+    whether the node of a worker answers that has been silent for `unreachable_timeout_s` (0: it is never asked).
     """
 
     def __init__(
@@ -74,12 +79,14 @@ class Follower:
         check: Callable[[], None],
         reaches: Callable[[str], bool],
         look_for_resize: Callable[[], Resize | None],
+        eager: bool = False,
     ) -> None:
         self._group, self._desk = group, desk
         self._hangs = HangWatch(hang_timeout_s, time.monotonic())
         self._hang_timeout_s, self._stop_grace_s = hang_timeout_s, stop_grace_s
         self._unreachable_timeout_s = unreachable_timeout_s
         self._check, self._reaches, self._look_for_resize = check, reaches, look_for_resize
+        self._eager = eager
         self._world_size = world_size
         self._running = set(range(world_size))
         self._pulses: dict[int, Pulse] = {}
@@ -89,6 +96,7 @@ class Follower:
         self._died: dict[int, Failure] = {}
         self._attempt = 0
         self._resize: Resize | None = None
+        self._memory_bytes = 0
 
     def follow(self, failed_to_begin: dict[int, Failure]) -> Done | Broken:
         """Poll until the attempt is over. All letters go to the desk, which also knows of a wish to stop."""
@@ -103,18 +111,18 @@ class Follower:
                 stop_s = began_s if stop_s is None else stop_s
                 if began_s - stop_s > self._stop_grace_s:
                     _log.error("the workers did not save within failure.stop_grace, and are killed")
-                    return Done("stopped", self._world_size)
+                    return Done("stopped", self._world_size, ended=False)
             elif self._resize is None:
                 self._resize = self._look_for_resize()
             if cut_off := self._cut_off():
                 return self._broken(cut_off)
             if (still_s := self._hangs.stuck_s(began_s)) is not None:
                 return self._hung(still_s)
-            if self._running and not (self._reported or self._died):
+            if not self._eager and self._running and not (self._reported or self._died):
                 time.sleep(max(0.0, POLL_S - (time.monotonic() - began_s)))
         if self._reported or self._died:
             return self._broken()
-        return Done(str(self._results[0]), self._world_size, self._resize)
+        return Done(str(self._results[0]), self._world_size, self._resize, self._memory_bytes)
 
     def _cut_off(self) -> frozenset[int]:
         """Ranks that have been silent for long, and whose nodes cannot be reached."""
@@ -128,7 +136,7 @@ class Follower:
         )
 
     def _look(self) -> None:
-        for rank, told in self._group.poll(self._replies, POLL_S).items():
+        for rank, told in self._group.poll(self._replies, POLL_S, eager=self._eager).items():
             if isinstance(told, Failure):
                 self._died[rank] = told
                 self._running.discard(rank)
@@ -147,6 +155,7 @@ class Follower:
                     self._note(rank, told.ended.failure)
                 else:
                     self._results[rank] = told.ended.result
+                    self._memory_bytes = max(self._memory_bytes, told.ended.memory_bytes)
 
     def _wish(self, wish: Wish) -> Wish:
         return "stop" if self._resize is not None else wish
@@ -180,12 +189,16 @@ class Follower:
             if rank in cut_off or self._group.silent_s(rank) > _SILENT_S
         }
         guilty = culprit(self._reported, self._died, silent)
-        well = {rank for rank, failure in self._reported.items() if failure.peer_lost} | self._results.keys()
+        well = {
+            rank
+            for rank, failure in self._reported.items()
+            if failure.peer_lost or (failure.cause == "user error" and failure.process_exit is None)
+        } | self._results.keys()
         return Broken(
             culprit=replace(guilty, attempt=guilty.attempt or self._attempt),
             seen={**self._reported, **self._died, **silent},
             attempt=self._attempt,
-            keepable=sorted(well - self._running - self._died.keys() - {guilty.rank}),
+            keepable=sorted(well - self._running - self._died.keys() - silent.keys()),
             died=frozenset(self._died),
             silent=frozenset(silent),
         )

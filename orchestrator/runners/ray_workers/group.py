@@ -57,8 +57,12 @@ class Group:
     """Processes in the bundles of a place, by the bundle's number; ranks are given with each piece of work."""
 
     place: Place
+    forget: tuple[str, ...] = ()
+    """The folders of user code, which each piece of work loads anew."""
     _members: dict[int, _Member] = field(default_factory=dict)
     _first: int | None = None
+    _joined: tuple[int, ...] = ()
+    """The bundles whose processes have kept their process group."""
 
     def start(self, bundles: Sequence[int]) -> None:
         """Start a process in each bundle that has none. Does not wait, not even for the place.
@@ -102,10 +106,13 @@ class Group:
                 died = True
         return not left and not died
 
-    def begin(self, bundles: Sequence[int], work: Work, timeout_s: float) -> dict[int, Failure]:
+    def begin(
+        self, bundles: Sequence[int], work: Work, timeout_s: float, *, keep: bool = False
+    ) -> dict[int, Failure]:
         """Seat the processes and let them begin; gives the failures of ranks that could not.
 
-        `timeout_s` is that of their collectives. Rank 0 stays where it was, if it can.
+        `timeout_s` is that of their collectives. Rank 0 stays where it was, if it can. `keep`: the process group is
+        kept for the next piece of work, where `ended_well` says that this one ended so.
         """
         facts = {bundle: self._facts(bundle) for bundle in bundles}
         seats = assign_seats(facts, self._first)
@@ -115,14 +122,19 @@ class Group:
         self._first = next(bundle for bundle, seat in seats.items() if seat.rank == 0)
         failures: dict[int, Failure] = {}
         work_ref = ray.put(work)  # sent to each node once
-        try:
-            address = ray.get(
-                self._members[self._first].actor.open_store.remote(timeout_s), timeout=_ANSWER_S
-            )
-        except ray.exceptions.RayError as error:
-            return {0: death_of(error, 0, self._facts(self._first), time.time())}
+        address = None
+        joined, self._joined = self._joined, ()
+        if joined != tuple(sorted(bundles)):
+            try:
+                address = ray.get(
+                    self._members[self._first].actor.open_store.remote(timeout_s), timeout=_ANSWER_S
+                )
+            except ray.exceptions.RayError as error:
+                return {0: death_of(error, 0, self._facts(self._first), time.time())}
         begun = {
-            seat.rank: self._members[bundle].actor.begin.remote(work_ref, seat, address, timeout_s)
+            seat.rank: self._members[bundle].actor.begin.remote(
+                work_ref, seat, address, timeout_s, keep_group=keep, forget=self.forget
+            )
             for bundle, seat in seats.items()
         }
         ray.wait(list(begun.values()), num_returns=len(begun), timeout=_ANSWER_S)
@@ -133,8 +145,16 @@ class Group:
                 failures[rank] = death_of(error, rank, self._of_rank(rank).facts, time.time())
         return failures
 
-    def poll(self, replies: Mapping[int, Reply], timeout_s: float) -> dict[int, Report | Failure]:
+    def ended_well(self) -> None:
+        """All ranks have come to the end of a piece of work together, with `keep`: the next one is begun faster."""
+        self._joined = tuple(sorted(bundle for bundle, member in self._members.items() if member.seat))
+
+    def poll(
+        self, replies: Mapping[int, Reply], timeout_s: float, *, eager: bool = False
+    ) -> dict[int, Report | Failure]:
         """What the ranks tell that answer in time, and the deaths of those that will not any more.
+
+        `eager`: they answer when they have news, and the first answer ends the wait.
 
         A poll that is not answered stays under way, and may be answered later; so a short cut of the network does
         no harm. Ranks that have ended are not asked again.
@@ -142,10 +162,11 @@ class Group:
         members = {member.seat.rank: member for member in self._seated() if member.seat and not member.ended}
         for rank, member in members.items():
             if member.poll is None:
-                member.poll = member.actor.poll.remote(replies.get(rank))
+                member.poll = member.actor.poll.remote(replies.get(rank), timeout_s if eager else 0.0)
         if not members:
             return {}
-        ray.wait([member.poll for member in members.values()], num_returns=len(members), timeout=timeout_s)
+        polls = [member.poll for member in members.values()]
+        ray.wait(polls, num_returns=1 if eager else len(polls), timeout=2 * timeout_s if eager else timeout_s)
         told: dict[int, Report | Failure] = {}
         for rank, member in members.items():
             try:
@@ -206,12 +227,21 @@ class Group:
 
     def drop(self, bundles: Sequence[int]) -> None:
         """End the processes of these bundles; the next start puts new ones there."""
+        if set(bundles) & set(self._joined):
+            self._joined = ()
         _kill([self._members.pop(bundle).actor for bundle in bundles if bundle in self._members])
 
     def keep_only(self, ranks: Sequence[int]) -> None:
         """End all processes but those that had these ranks."""
         kept = {self.bundle_of(rank) for rank in ranks}
         self.drop([bundle for bundle in self._members if bundle not in kept])
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a process in each bundle, and all have answered."""
+        return len(self._members) == self.place.size and all(
+            member.facts is not None for member in self._members.values()
+        )
 
     @property
     def bundles(self) -> list[int]:

@@ -43,15 +43,8 @@ def choose_device(seat: Seat) -> torch.device:
     return torch.device("cuda", min(seat.visible_gpus.index(gpu) for gpu in seat.gpus))
 
 
-@contextlib.contextmanager
-def joined(
-    seat: Seat, device: torch.device, address: tuple[str, int], store: TCPStore | None, timeout_s: float
-) -> Iterator[None]:
-    """A process group of all ranks within the block: NCCL on GPUs, gloo on CPUs. `store` is rank 0's own.
-
-    Raises torch's errors where a rank does not come. Where the block fails, the sockets are closed with it: that is
-    how the other ranks learn of it at once.
-    """
+def take_seat(seat: Seat, device: torch.device, address: tuple[str, int]) -> None:
+    """Tell the process, and this thread, who it is: as torch's launchers do."""
     ip, port = address
     os.environ.update(
         RANK=str(seat.rank),
@@ -63,11 +56,23 @@ def joined(
         MASTER_PORT=str(port),
         ACCELERATE_TORCH_DEVICE=str(device),
     )
-    to_meet = datetime.timedelta(seconds=min(timeout_s, _MEET_S))
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # of this thread
+        torch.cuda.set_device(device)
     else:
         _name_interface()
+
+
+@contextlib.contextmanager
+def joined(
+    seat: Seat, device: torch.device, address: tuple[str, int], store: TCPStore | None, timeout_s: float
+) -> Iterator[None]:
+    """A process group of all ranks within the block: NCCL on GPUs, gloo on CPUs. `store` is rank 0's own.
+
+    Raises torch's errors where a rank does not come. Where the block fails, the sockets are closed with it: that is
+    how the other ranks learn of it at once.
+    """
+    ip, port = address
+    to_meet = datetime.timedelta(seconds=min(timeout_s, _MEET_S))
     if store is None or seat.rank:
         store = TCPStore(ip, port, is_master=False, timeout=to_meet)
     dist.init_process_group(

@@ -27,13 +27,18 @@ _SLICE_S = 0.2
 
 
 class Staff:
-    """At most one group at a time. `close` it in the end; it may be called twice."""
+    """At most one group at a time. `close` it in the end; it may be called twice. `forget`: see `Group`."""
 
-    def __init__(self, resources: ResourcesSection) -> None:
-        self._resources = resources
+    def __init__(self, resources: ResourcesSection, forget: tuple[str, ...] = ()) -> None:
+        self._resources, self._forget = resources, forget
         self._bundle = resources.bundle()
         self._started = False
         self.group: Group | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether all its processes are there, and have answered."""
+        return self.group is not None and self.group.is_up
 
     def open_early(self) -> None:
         """Ask for a place, and let processes come up as soon as there is one. Does not wait for either."""
@@ -134,7 +139,7 @@ class Staff:
         return group, list(range(size))
 
     def _open(self, size: int, out: Collection[str]) -> Group:
-        self.group = Group(ask_for_place(self._resources, size, out))
+        self.group = Group(ask_for_place(self._resources, size, out), self._forget)
         self.group.start(range(size))
         return self.group
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 import ray
 
 from orchestrator.engine.microbatch import halve_microbatch
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, PlacementError
 from orchestrator.records import Failure
 from orchestrator.recovery.budgets import GiveUp, Lost, decide
 from orchestrator.recovery.nodes import avoided
@@ -89,13 +89,45 @@ def run_ray(
     watch = HeadWatch(math.inf if embedded else head_patience_s(), leave_in_time)
     try:
         with watch if not embedded else contextlib.nullcontext():
-            return _Run(task, desk, staff, chronicle, say, watch, embedded=embedded).attempts()
+            return _Run(task, desk, staff, chronicle, say, watch, embedded=embedded).to_the_end().status
     except _Stopped:
         return "stopped"
     except HeadLost as error:  # between two attempts
         raise RunFailed(_of_nobody(error, desk.attempt)) from error
     finally:
         staff.abandon() if head_given_up() else staff.close()
+
+
+def run_trial(
+    task: WorkerTask,
+    desk: Desk,
+    staff: Staff,
+    chronicle: Chronicle,
+    head: HeadWatch,
+    *,
+    say: Callable[[str], None],
+    waiting: Callable[[], None] = lambda: None,
+) -> Done:
+    """Train one trial of a search on warm workers, which are left as they are for the next one. From any thread.
+    `waiting` is called often while the trial waits for its workers, and may give the staff another group.
+
+    The status is 'completed', 'stopped' or 'left'. Raises RunFailed where it has failed for good, and PlacementError
+    where its workers found no place in time.
+    """
+    run = _Run(task, desk, staff, chronicle, say, head, embedded=True, waiting=waiting)
+    clean = False
+    try:
+        done = run.to_the_end()
+        clean = done.ended
+        return done
+    except _Stopped:
+        return Done("stopped", 0, ended=False)
+    except RunFailed as error:
+        clean = error.failure.rank >= 0
+        raise
+    finally:
+        if not clean:  # some of them may still be at work
+            staff.abandon() if head_given_up() else staff.close()
 
 
 def in_words(broken: Broken) -> str:
@@ -121,18 +153,23 @@ class _Run:
         head: HeadWatch,
         *,
         embedded: bool,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
+        self._waiting = waiting
         self._task, self._desk, self._staff, self._say = task, desk, staff, say
         self._chronicle, self._head = chronicle, head
         self._nodes: list[NodeFacts] = []
         self._embedded = embedded
+        self._warm = task.gates is not None
+        """It is a trial of a search."""
         self._resources, self._failure = task.spec.resources, task.spec.failure
         self._lost: list[Lost] = []
         self._suspects: dict[str, float] = {}
         self._given = 0
         """The number of the newest attempt."""
 
-    def attempts(self) -> str:
+    def to_the_end(self) -> Done:
+        """Attempt after attempt, until one ends well."""
         while True:
             try:
                 ended = self._attempt()
@@ -141,13 +178,17 @@ class _Run:
             except (
                 OrchestratorError
             ) as error:  # of no worker: there is no place, or no process can be started
+                if self._warm and isinstance(error, PlacementError):
+                    raise
                 raise RunFailed(_of_nobody(error, self._desk.attempt)) from error
             if isinstance(ended, Broken):
                 if self._desk.stop_requested:
-                    return "stopped"
+                    return Done("stopped", 0, ended=False)
+                if self._desk.decided == "leave":  # it died on its way out
+                    return Done("left", 0, ended=False)
                 self._recover(ended)
             elif ended.resize is None or ended.status == "completed" or self._desk.stop_requested:
-                return ended.status
+                return ended
             else:
                 self._chronicle.attempt_ended("resized")
                 self._say(f"saved; going on with another group: {ended.resize.why}")
@@ -157,7 +198,8 @@ class _Run:
         group, bundles = self._staff.ready(self._avoid(), self._check, self._say)
         self._chronicle.workers_ready(len(bundles))
         hang_s = self._failure.hang_timeout
-        with NodeWatch(group.place) if not self._embedded else contextlib.nullcontext() as watch:
+        watched = not self._embedded and not self._warm
+        with NodeWatch(group.place) if watched else contextlib.nullcontext() as watch:
             follower = Follower(
                 group,
                 self._desk,
@@ -168,11 +210,15 @@ class _Run:
                 check=self._head.check,
                 reaches=self._reaches,
                 look_for_resize=functools.partial(self._resize, group, watch, time.time()),
+                eager=self._warm,
             )
             # Hangs are found here, with the stacks of all ranks; torch's own time-out comes later.
             collective_timeout_s = hang_s * 2 + 60 if hang_s else _FOR_EVER_S
             work = functools.partial(train_worker, self._task, attempt=self._next_attempt())
-            return follower.follow(group.begin(bundles, work, collective_timeout_s))
+            ended = follower.follow(group.begin(bundles, work, collective_timeout_s, keep=self._warm))
+            if self._warm and isinstance(ended, Done) and ended.ended:
+                group.ended_well()
+            return ended
 
     def _next_attempt(self) -> int | None:
         """The next attempt's number: one that no attempt had, not even one that was lost before it took it."""
@@ -282,6 +328,7 @@ class _Run:
         return manifests[-1].step if manifests else 0
 
     def _check(self) -> None:
+        self._waiting()
         self._head.check()
         if self._desk.stop_requested:
             raise _Stopped
