@@ -36,11 +36,11 @@ LAYERS: dict[str, frozenset[str]] = {
     "compress": frozenset({"torch"}),
     "monitor": frozenset({"psutil", "pynvml"}),
     "tracking": frozenset({"mlflow", "numpy", "pandas", "requests"}),
-    "export": frozenset({"matplotlib", "numpy", "pandas", "pyarrow", "safetensors", "torch"}),
+    "export": frozenset({"matplotlib", "numpy", "pandas", "pyarrow", "safetensors", "sklearn", "torch"}),
     "runs": frozenset({"psutil", "yaml"}),
     "recovery": frozenset(),
     "worker": frozenset({"numpy", "torch"}),
-    "runners": frozenset({"aiohttp", "psutil", "ray", "requests", "torch"}),
+    "runners": frozenset({"aiohttp", "ax", "numpy", "optuna", "psutil", "ray", "requests", "torch"}),
     "scheduling": frozenset({"ray"}),
     "local_cluster": frozenset({"filelock", "psutil", "ray"}),
     "cli": frozenset({"rich", "typer", "yaml"}),
@@ -52,11 +52,12 @@ LAYERS: dict[str, frozenset[str]] = {
 ONE_FILE: dict[str, str | None] = {
     "adbc_driver_postgresql": "data/sources/databases.py",
     "fsspec": "data/sources/remote.py",
-    "mlflow": "tracking/mlflow_sink.py",
+    "mlflow": "tracking/mlflow_sink/",
     "pymongo": "data/sources/databases.py",
     "pynvml": None,
 }
-"""Packages that one file alone may import; None where any file of the layers that list it may be the one."""
+"""Packages that one file alone may import, or one folder (`…/`); None where any file of the layers that list it may
+be the one."""
 
 HEAVY = ("torch", "torchvision", "ray", "mlflow", "pandas", "pyarrow", "sklearn", "matplotlib")
 """What a command that only reads a spec has no time to load."""
@@ -152,7 +153,8 @@ def violations(
                 files[top].setdefault(item.place.rpartition(":")[0], item.place)
     for package, places in files.items():
         home = f"{root.name}/{one_file[package]}" if one_file[package] else min(places, default="")
-        for path in sorted(places.keys() - {home}):
+        inside = {path for path in places if path == home or (home.endswith("/") and path.startswith(home))}
+        for path in sorted(places.keys() - inside):
             faults.append(f"{places[path]}: imports {package}, which {home} alone may import")
     return faults
 
@@ -263,6 +265,14 @@ def test_the_checker_finds_what_it_should(tmp_path: Path) -> None:
             "bad/stray/it.py:1: imports torch, which bad/top.py alone may import",
         ]
     )
+
+
+def test_a_folder_may_be_the_only_place(tmp_path: Path) -> None:
+    root = made_up_package(tmp_path, {"__init__.py": "", "middle/sink/a.py": "import mlflow"})
+    assert violations(root, BAD_LAYERS, {"mlflow": "middle/sink/"}) == []
+    assert violations(root, BAD_LAYERS, {"mlflow": "middle/sin/"}) == [
+        "bad/middle/sink/a.py:1: imports mlflow, which bad/middle/sin/ alone may import"
+    ]
 
 
 def test_the_checker_finds_cycles(tmp_path: Path) -> None:

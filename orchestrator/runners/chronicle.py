@@ -19,7 +19,7 @@ from orchestrator.recovery.goodput import Account, Ledger
 from orchestrator.runners.postmortem import write_postmortem
 from orchestrator.runners.recording import ATTEMPTS_TAG, record_attempts, record_logs
 from orchestrator.runs.folder import RunFolder
-from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.recorder import Recorder
 
 _log = logging.getLogger(__name__)
 _KEEP_EVERY_S = 5.0
@@ -35,7 +35,7 @@ class Chronicle:
     def __init__(
         self,
         run: RunFolder,
-        tracker: Tracker,
+        tracker: Recorder,
         redact: Callable[[str], str],
         *,
         began_s: float,

@@ -81,7 +81,7 @@ def run_job(
     secrets = secret_values(loaded.spec)
     watch = Watch(observer or Silent(), functools.partial(redact, secrets=list(secrets.values())))
     with environment(secrets), contextlib.ExitStack() as stack:
-        prepared, choice, staff = _prepare(job, watch, stack, fresh=fresh, resume=resume)
+        prepared, choice, staffs = _prepare(job, watch, stack, fresh=fresh, resume=resume)
         run = choice.run
         watch.heartbeat = Heartbeat(run, choice.claim, watch.last_progress, watch.ask_to_stop)
         stack.enter_context(watch.heartbeat)
@@ -97,7 +97,7 @@ def run_job(
             watch.heartbeat.keep = watch.chronicle.keep
             record_data(tracker, loaded, run, prepared)
         with stop_signals(watch.ask_to_stop):
-            verdict = _execute(job, run, prepared, watch, staff)
+            verdict = _execute(job, run, prepared, watch, staffs, tracker)
         result = _conclude(job, run, prepared, tracker, verdict, time.monotonic() - began, watch)
     try:
         for line in close_books(job.storage, now_s=time.time()):
@@ -114,7 +114,7 @@ def _prepare(
     *,
     fresh: bool,
     resume: str | None,
-) -> tuple[Prepared, Choice, Staff | None]:
+) -> tuple[Prepared, Choice, list[Staff]]:
     """Start Ray and prepare the data at the same time, then choose the run. The workers come up meanwhile."""
     from orchestrator.data.preparing.prepare import discard
     from orchestrator.data.sources.fingerprint import fingerprint, memo_file
@@ -133,8 +133,8 @@ def _prepare(
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-init-"))
         initial = fetch_initial(spec.init_from, job.storage, job.tracking_uri, Path(scratch))
     identity = identify(spec, source, loaded.search_paths, initial.sha256 if initial else "")
-    there: Future[Staff] = Future()  # Ray is, and the workers are on their way
-    staff = None
+    there: Future[list[Staff]] = Future()  # Ray is, and the workers are on their way
+    staffs: list[Staff] = []
     stop = threading.Event()
     with ThreadPoolExecutor(2, thread_name_prefix="prepare") as pool, _set_on_error(stop):
         preparing: Future[Prepared] = pool.submit(
@@ -149,20 +149,21 @@ def _prepare(
             # While Ray's processes come up there is time to import torch.
             pool.submit(_import_after, preparing, "orchestrator.worker")
             try:
-                stack.enter_context(connected(spec, job.address))
-                wait_until_fits(spec, 0.0 if job.embedded else NODES_JOIN_S, watch.say)
-                staff = _open_staff(spec, stack)
+                widest = _widest(loaded)
+                stack.enter_context(connected(widest, job.address))
+                wait_until_fits(widest, 0.0 if job.embedded else NODES_JOIN_S, watch.say)
+                staffs = _open_staffs(job, stack)
             except BaseException as error:
                 there.set_exception(error)  # preparation may wait for it
                 raise
-            there.set_result(staff)
+            there.set_result(staffs)
         prepared = preparing.result()
     stack.callback(discard, spec.data, job.storage, prepared)
     choice = choose_run(job.storage, spec, identity, fresh=fresh, resume=resume)
     stack.callback(let_go, choice.run, choice.claim)
     if initial is not None:
         place_initial(initial, choice.run)
-    return prepared, choice, staff
+    return prepared, choice, staffs
 
 
 def _import_after(preparing: Future[Prepared], module: str) -> None:
@@ -181,19 +182,41 @@ def _set_on_error(stop: threading.Event) -> Iterator[None]:
         raise
 
 
-def _open_staff(spec: JobSpec, stack: contextlib.ExitStack) -> Staff:
-    """Let the workers' processes come up, and import what they need, while the data is prepared."""
+def _widest(loaded: LoadedSpec) -> JobSpec:
+    """The job, or that of its trials which takes the most of the cluster."""
+    if loaded.spec.tune is None:
+        return loaded.spec
+    from orchestrator.runners.search_plan import widest_trial
+
+    return widest_trial(loaded, None)[0].spec
+
+
+def _open_staffs(job: Job, stack: contextlib.ExitStack) -> list[Staff]:
+    """Let the workers' processes come up, and import what they need, while the data is prepared: those of a run, or
+    of as many trials of a search as run side by side."""
     from orchestrator.runners.ray_workers.staff import Staff
 
-    staff = Staff(spec.resources)
-    stack.callback(staff.close)
-    staff.open_early()
-    return staff
+    spec = job.loaded.spec
+    if spec.tune is None:
+        staffs = [Staff(spec.resources)]
+    else:
+        from orchestrator.runners.ray_workers.pool import num_side_by_side
+        from orchestrator.spec import to_plain
+        from orchestrator.spec.space import SearchSpace
+
+        forget = tuple(search_paths(job))
+        num_trials = SearchSpace.of(spec.tune, to_plain(spec)).num_trials(spec.tune.num_samples)
+        staffs = [Staff(spec.resources, forget) for _ in range(min(num_side_by_side(spec), num_trials))]
+    for staff in staffs:
+        stack.callback(staff.close)
+        staff.open_early()
+    return staffs
 
 
-def _cluster_for_data(there: Future[Staff]) -> None:
+def _cluster_for_data(there: Future[list[Staff]]) -> None:
     """Wait for Ray, where it shall prepare the data: the workers' places are given back for so long."""
-    there.result().close()
+    for staff in there.result():
+        staff.close()
 
 
 def _open_tracker(job: Job, run: RunFolder) -> Tracker:
@@ -214,8 +237,10 @@ def _open_tracker(job: Job, run: RunFolder) -> Tracker:
     return tracker
 
 
-def _execute(job: Job, run: RunFolder, prepared: Prepared, watch: Watch, staff: Staff | None) -> Verdict:
-    """Train; whatever happens becomes a verdict."""
+def _execute(
+    job: Job, run: RunFolder, prepared: Prepared, watch: Watch, staffs: list[Staff], tracker: Tracker
+) -> Verdict:
+    """Train, after a search where the job has one; whatever happens becomes a verdict."""
     from orchestrator.data.preparing.prepare import prepared_folder
     from orchestrator.runners.desk import Desk
     from orchestrator.runners.inline import run_inline
@@ -230,16 +255,20 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, watch: Watch, staff: 
     prepared_uri = prepared_folder(job.storage, prepared.manifest.key).uri
     task = WorkerTask(job.loaded.spec, run, prepared_uri, search_paths(job))
     try:
-        if staff is None:
+        if job.loaded.spec.tune is not None:
+            from orchestrator.runners.search.winner import search_and_train
+
+            status = search_and_train(job, task, prepared, tracker, watch, desk, staffs, chronicle)
+        elif not staffs:
             chronicle.workers_ready(1)
             status = run_inline(task, desk)
         else:
             from orchestrator.runners.ray_workers.supervise import run_ray
 
-            status = run_ray(task, desk, staff, chronicle, say=watch.say, embedded=job.embedded)
+            status = run_ray(task, desk, staffs[0], chronicle, say=watch.say, embedded=job.embedded)
     except KeyboardInterrupt:
         chronicle.attempt_ended("killed")
-        return verdicts.stopped("killed", 130, _saved_step(task))
+        return verdicts.stopped("killed", 130, *_saved(task))
     except Exception as error:  # noqa: BLE001 - whatever ends a run becomes its verdict
         for failure in desk.failures:
             _log.info(
@@ -248,14 +277,14 @@ def _execute(job: Job, run: RunFolder, prepared: Prepared, watch: Watch, staff: 
         _log.info("the run ended", exc_info=error)
         if watch.stop is not None:
             chronicle.attempt_ended("killed")
-            return verdicts.stopped(*watch.stop, _saved_step(task))
+            return verdicts.stopped(*watch.stop, *_saved(task))
         verdict = verdicts.failed(error, desk.failures)
         chronicle.attempt_failed(verdicts.as_failure(verdict, desk.failures), failures=desk.failures)
         return _hidden(verdict, watch.redact)
     chronicle.attempt_ended(status)
     if status == "completed":
         return verdicts.succeeded((run.read_result() or {}).get("metrics", {}), time.monotonic() - began)
-    return verdicts.stopped(*(watch.stop or ("stopped", 143)), _saved_step(task))
+    return verdicts.stopped(*(watch.stop or ("stopped", 143)), *_saved(task))
 
 
 def _hidden(verdict: Verdict, redact: Callable[[str], str]) -> Verdict:
@@ -267,6 +296,16 @@ def _log_name(run: RunFolder) -> str:
     return f"attempt-{max(log_attempts(run), default=0) + 1}/driver.log"
 
 
+def _saved(task: WorkerTask) -> tuple[int, str]:
+    """The step up to which a run is saved, 0 where it is not; and how far its search is, in words."""
+    searched = ""
+    if task.spec.tune is not None and (summary := task.run.read_search()) is not None:
+        from orchestrator.export.search_table import num_finished
+
+        searched = f"{num_finished(summary)} of {summary['num_samples']} trials have ended"
+    return _saved_step(task), searched
+
+
 def _saved_step(task: WorkerTask) -> int:
     from orchestrator.worker import checkpoint_store
 
@@ -276,6 +315,14 @@ def _saved_step(task: WorkerTask) -> int:
         _log.warning("the checkpoints of %s cannot be listed: %s", task.run.label, error)
         return 0
     return manifests[-1].step if manifests else 0
+
+
+def _as_trained(loaded: LoadedSpec, run: RunFolder) -> LoadedSpec:
+    if loaded.spec.tune is None:
+        return loaded
+    from orchestrator.runners.search.winner import as_trained
+
+    return as_trained(loaded, run)
 
 
 def _conclude(
@@ -301,7 +348,7 @@ def _conclude(
     chronicle.close()
     account = chronicle.account()
     try:
-        record_end(tracker, job.loaded, run, verdict, prepared.manifest, seconds, account)
+        record_end(tracker, _as_trained(job.loaded, run), run, verdict, prepared.manifest, seconds, account)
     except (TrackingError, OSError) as error:  # which changes nothing of how the run ended
         watch.say(f"the end of {run.label} could not be recorded in MLflow: {error}")
     shipped = tracker.close(_TRACKING_PATIENCE_S)
@@ -313,6 +360,10 @@ def _conclude(
     for refusal in tracker.refused:
         watch.say(f"MLflow refused: {refusal}")
     write_record(run, chronicle.keep, watch.say)
+    if job.loaded.spec.tune is not None:
+        from orchestrator.runners.search.winner import note_recorded
+
+        note_recorded(run, tracker)
     result = run.read_result() or {}
     checkpoint = result.get("checkpoint")
     link = None

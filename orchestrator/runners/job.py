@@ -55,6 +55,11 @@ def resolve_job(loaded: LoadedSpec, *, inline: bool, address: str | None) -> Job
     """Raises UsageError for places and addresses that cannot be used, or not together."""
     if inline and address:
         raise UsageError("--inline runs in this process; it takes no --address")
+    if inline and loaded.spec.tune is not None:
+        raise UsageError(
+            "--inline trains one model in this process, and tune searches among many",
+            "leave --inline out, or train one model without the search: tune=null",
+        )
     if inline and loaded.spec.resources.max_workers > 1:
         _log.info("--inline trains as one worker, not %s", loaded.spec.resources.num_workers)
     in_job = inside_ray_job()

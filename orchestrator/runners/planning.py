@@ -23,6 +23,7 @@ from orchestrator.runners.ray_workers.start import (
 
 if TYPE_CHECKING:
     from orchestrator.engine.device.memory import MemoryEstimate
+    from orchestrator.runners.search_plan import SearchPlan
     from orchestrator.spec import JobSpec, LoadedSpec
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Plan:
     memory: MemoryEstimate
     total_memory_bytes: int
     notes: tuple[str, ...] = ()
+    search: SearchPlan | None = None
+    """Of a spec that searches; then all else is about one trial, a widest one."""
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "memory": asdict(self.memory) | {"total_bytes": self.memory.total_bytes}}
@@ -67,7 +70,8 @@ class Plan:
 def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
     """Prepare the data (it is cached, a run finds it), build the model on the CPU, and ask the cluster.
 
-    Raises Infeasible where the workers can never fit, and what preparation and the model raise.
+    Raises Infeasible where the workers (of any trial of a search) can never fit, and what preparation and the model
+    raise.
     """
     from orchestrator.data.preparing.prepare import discard
     from orchestrator.engine.device.memory import estimate_memory
@@ -75,9 +79,16 @@ def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
     from orchestrator.spec import secret_values
     from orchestrator.worker import build_recipe
 
-    spec = loaded.spec
     add_search_paths(loaded.search_paths)
     where, nodes = _nodes(cluster_address(address))
+    whole = loaded
+    params: dict[str, Any] = {}
+    if loaded.spec.tune:
+        from orchestrator.runners.search_plan import check_searcher, widest_trial
+
+        check_searcher(loaded.spec.tune)
+        loaded, params = widest_trial(loaded, nodes if where != _HERE else None)
+    spec = loaded.spec
     if where != _HERE:
         check_fits(spec, nodes)
     num_workers = _fitting(spec, where, nodes) or spec.resources.min_workers
@@ -91,6 +102,11 @@ def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
     rows = prepared.manifest.rows["train"]
     steps = recipe.steps_per_epoch
     discard(spec.data, job.storage, prepared)
+    search = None
+    if whole.spec.tune:
+        from orchestrator.runners.search_plan import plan_search
+
+        search = plan_search(whole, params, _free(spec, where, nodes), rows)
     return Plan(
         where=where,
         resources=sum_up(node.total for node in nodes),
@@ -115,6 +131,7 @@ def make_plan(loaded: LoadedSpec, address: str | None = None) -> Plan:
         memory=memory,
         total_memory_bytes=memory.total_bytes * num_workers,
         notes=(*_notes_on_size(spec, where, nodes), *_notes_on_batches(spec, rows)),
+        search=search,
     )
 
 
@@ -146,9 +163,17 @@ def _nodes(address: str | None) -> tuple[str, list[NodeFacts]]:
 def _fitting(spec: JobSpec, where: str, nodes: Sequence[NodeFacts]) -> int:
     """How many workers fit now; 0 where the run would wait."""
     resources = spec.resources
-    if where == _HERE:  # workers may share CPUs
-        nodes = [replace(node, free={**node.free, "CPU": float(embedded_cpus(spec))}) for node in nodes]
+    nodes = _free(spec, where, nodes)
     return fitting(nodes, resources.bundle(), resources.limits, (), resources.placement_strategy)
+
+
+def _free(spec: JobSpec, where: str, nodes: Sequence[NodeFacts]) -> Sequence[NodeFacts]:
+    """The nodes as a run would find them."""
+    if where != _HERE:
+        return nodes
+    return [
+        replace(node, free={**node.free, "CPU": float(embedded_cpus(spec))}) for node in nodes
+    ]  # may be shared
 
 
 def _notes_on_size(spec: JobSpec, where: str, nodes: Sequence[NodeFacts]) -> list[str]:

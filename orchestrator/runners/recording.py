@@ -27,6 +27,7 @@ from orchestrator.runs.logs import log_attempts
 from orchestrator.storage import Folder
 from orchestrator.tracking.conventions import source_tags
 from orchestrator.tracking.ops import LogDataset, LogModel, StartRun
+from orchestrator.tracking.recorder import Recorder
 from orchestrator.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -46,10 +47,8 @@ def start_of(loaded: LoadedSpec, run: RunFolder, *, identity: str, in_job: bool)
 
     spec = loaded.spec
     plain = to_plain(spec)
-    source = str(loaded.path) if loaded.path else spec.name
     tags = {
-        **spec.tags,
-        **source_tags(source, loaded.path.parent if loaded.path else Path.cwd(), job=in_job),
+        **tags_of(loaded, in_job=in_job),
         "orchestrator.identity": identity,
         "orchestrator.folder": run.folder.uri,
     }
@@ -61,6 +60,13 @@ def start_of(loaded: LoadedSpec, run: RunFolder, *, identity: str, in_job: bool)
         params={section: plain[section] for section in sections},
         description=spec.description,
     )
+
+
+def tags_of(loaded: LoadedSpec, *, in_job: bool) -> dict[str, str]:
+    """The user's own tags, and those by which MLflow's UI shows where a run came from."""
+    source = str(loaded.path) if loaded.path else loaded.spec.name
+    folder = loaded.path.parent if loaded.path else Path.cwd()
+    return {**loaded.spec.tags, **source_tags(source, folder, job=in_job)}
 
 
 def record_data(tracker: Tracker, loaded: LoadedSpec, run: RunFolder, prepared: Prepared) -> None:
@@ -89,7 +95,7 @@ def record_data(tracker: Tracker, loaded: LoadedSpec, run: RunFolder, prepared: 
             tracker.log_artifact(Path(shutil.copy2(prepared.folder / name, kept / name)), "data")
 
 
-def record_logs(tracker: Tracker, run: RunFolder, attempt: int) -> None:
+def record_logs(tracker: Recorder, run: RunFolder, attempt: int) -> None:
     """Record the logs of an attempt as they are now. Raises OSError where the storage does not give them."""
     folder = run.attempt_logs(attempt)
     names = {info.base_name for info in folder.infos() if info.is_file and not info.base_name.startswith(".")}
@@ -103,7 +109,7 @@ def record_logs(tracker: Tracker, run: RunFolder, attempt: int) -> None:
         tracker.log_artifact(path, f"logs/attempt-{attempt}")
 
 
-def record_attempts(tracker: Tracker, run: RunFolder, attempts: Sequence[Mapping[str, Any]]) -> None:
+def record_attempts(tracker: Recorder, run: RunFolder, attempts: Sequence[Mapping[str, Any]]) -> None:
     """Record the table of a run's attempts, where there was more than one."""
     if len(attempts) > 1:
         run.local.mkdir(parents=True, exist_ok=True)
@@ -181,10 +187,12 @@ def _description(
     account: Account,
 ) -> str:
     spec, result, beat = loaded.spec, run.read_result() or {}, run.read_beat()
+    searched = run.local / "search" / "summary.md"
+    of_search = f"\n\n{searched.read_text()}" if searched.exists() else ""
     trained = result.get("train", {})
     progress = beat.progress if beat else None
     logged = verdict.status == "SUCCEEDED" and tracker.run_id is not None and run.model.exists()
-    return run_description(
+    own = run_description(
         verdict,
         run=run.label,
         metrics=verdict.metrics,
@@ -204,6 +212,7 @@ def _description(
         attempts=account.attempts,
         goodput=account.summary,
     )
+    return own + of_search
 
 
 def _drawn(run: RunFolder, manifest: Manifest, points: Iterable[Point]) -> list[Path]:

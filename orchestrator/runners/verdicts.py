@@ -18,12 +18,14 @@ def succeeded(metrics: Mapping[str, float], seconds: float) -> Verdict:
     return Verdict("SUCCEEDED", 0, f"{', '.join(shown) or 'done'} in {seconds:.0f} s", metrics=dict(metrics))
 
 
-def stopped(why: str, exit_code: int, step: int) -> Verdict:
+def stopped(why: str, exit_code: int, step: int, searched: str = "") -> Verdict:
+    """`step` is that of the newest checkpoint, 0 without one; `searched` tells how far a search is, if there is one."""
+    where = f"saved at step {step}" if step else searched
     return Verdict(
         "STOPPED",
         exit_code,
-        f"{why}; saved at step {step}" if step else f"{why}, before the first step",
-        mend="run the same command again: it goes on from there" if step else "",
+        f"{why}; {where}" if where else f"{why}, before the first step",
+        mend="run the same command again: it goes on from there" if where else "",
     )
 
 

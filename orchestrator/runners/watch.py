@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.monitor.progress_lines import format_progress
+from orchestrator.monitor.search_lines import format_search
 from orchestrator.records import Progress
 from orchestrator.runs.heartbeat import Heartbeat
 
@@ -26,6 +27,9 @@ class Observer(Protocol):
 
     def progress(self, progress: Progress) -> None: ...
 
+    def search(self, summary: Mapping[str, Any]) -> None:
+        """How a search stands, about once a second: what `search/summary.json` holds."""
+
 
 class Silent:
     """Watches nothing."""
@@ -36,6 +40,9 @@ class Silent:
     def progress(self, progress: Progress) -> None:
         pass
 
+    def search(self, summary: Mapping[str, Any]) -> None:
+        pass
+
 
 class Watch:
     """One run as it is watched. `redact` takes the secrets out of a text."""
@@ -43,6 +50,7 @@ class Watch:
     def __init__(self, observer: Observer, redact: Callable[[str], str]) -> None:
         self._observer = observer
         self._logged_s = 0.0
+        self._search_logged_s = 0.0
         self._unseen = False
         self.redact = redact
         self.desk: Desk | None = None
@@ -63,6 +71,13 @@ class Watch:
         if time.monotonic() - self._logged_s >= _LOG_PROGRESS_EVERY_S:
             self._logged_s = time.monotonic()
             _log.info("%s", format_progress(progress))
+
+    def show_search(self, summary: Mapping[str, Any]) -> None:
+        """Pass on how a search stands; now and then a line of it goes into the log."""
+        self._tell(lambda: self._observer.search(summary))
+        if time.monotonic() - self._search_logged_s >= _LOG_PROGRESS_EVERY_S:
+            self._search_logged_s = time.monotonic()
+            _log.info("%s", format_search(summary))
 
     def _tell(self, tell: Callable[[], None]) -> None:
         """A run does not end because nobody can see it: a closed terminal, an output on a disk that is full."""
