@@ -22,6 +22,7 @@ from orchestrator.cli.schema import schema
 from orchestrator.cli.status import status
 from orchestrator.cli.stop import stop
 from orchestrator.cli.submit import submit
+from orchestrator.cli.tune import tune
 from orchestrator.cli.ui import ui
 from orchestrator.cli.validate import validate
 from orchestrator.cli.wait import wait
@@ -52,6 +53,7 @@ app.command(rich_help_panel=_JOBS)(status)
 app.command(rich_help_panel=_JOBS)(logs)
 app.command(rich_help_panel=_JOBS)(wait)
 app.command(rich_help_panel=_JOBS)(stop)
+app.add_typer(tune, name="tune", rich_help_panel=_JOBS)
 app.add_typer(checkpoint, name="checkpoint", rich_help_panel=_JOBS)
 app.add_typer(data, name="data", rich_help_panel=_JOBS)
 app.command(rich_help_panel=_HERE)(ui)

@@ -9,27 +9,35 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator.monitor import search_lines
 from orchestrator.monitor.progress_lines import format_duration, format_progress
 from orchestrator.records import Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from orchestrator.runners.watch import Observer
 
 _LINE_EVERY_S = 5.0
+_SEARCH_LINE_EVERY_S = 15.0
+_TRIALS_SHOWN = 12
 
 
 class Lines:
-    """Plain lines for logs: every message, each epoch, and one line in a few seconds at most."""
+    """Plain lines for logs: every message, each epoch, and one line in a few seconds at most. Of a search: each
+    trial that becomes the best, and now and then how it stands."""
 
     def __init__(self) -> None:
         self._shown_s = 0.0
         self._epoch = -1
+        self._search_shown_s = 0.0
+        self._best_shown_s = 0.0
+        self._best = ("", "")
+        self._state = ""
 
     def message(self, text: str) -> None:
         print(text, flush=True)
@@ -42,9 +50,24 @@ class Lines:
             self._shown_s, self._epoch = now_s, progress.epoch
             print(format_progress(progress), flush=True)
 
+    def search(self, summary: Mapping[str, Any]) -> None:
+        now_s = time.monotonic()
+        best, state = search_lines.best_trial(summary), str(summary.get("state"))
+        if best is not None:
+            trial, result = str(best["id"]), search_lines.format_result(summary, best)
+            # A trial that betters itself with each epoch is told now and then, another one at once.
+            if trial != self._best[0] or (
+                result != self._best[1] and now_s - self._best_shown_s >= _SEARCH_LINE_EVERY_S
+            ):
+                self._best, self._best_shown_s = (trial, result), now_s
+                print(search_lines.format_best(summary), flush=True)
+        if state != self._state or now_s - self._search_shown_s >= _SEARCH_LINE_EVERY_S:
+            self._state, self._search_shown_s = state, now_s
+            print(search_lines.format_search(summary), flush=True)
+
 
 class Live:
-    """A bar over the steps with epoch, throughput, losses and the time left."""
+    """A bar over the steps with epoch, throughput, losses and the time left; while a search goes on, its trials."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, TextColumn
@@ -52,7 +75,18 @@ class Live:
 
         self._console = console
         self._last: Progress | None = None
-        self._bars = Bars(
+        self._above: RenderableType | None = None
+        self._searching = False
+        display = self
+
+        class _Display(Bars):
+            def get_renderables(self) -> Iterator[RenderableType]:
+                if display._above is not None:
+                    yield display._above
+                if not display._searching:
+                    yield self.make_tasks_table(self.tasks)
+
+        self._bars = _Display(
             TextColumn("[bold]{task.fields[phase]}"),
             BarColumn(bar_width=28),
             TextColumn("{task.fields[facts]}"),
@@ -93,12 +127,43 @@ class Live:
             facts=" · ".join(facts) if progress.max_steps else "",
         )
 
+    def search(self, summary: Mapping[str, Any]) -> None:
+        self._above = _search_table(summary)
+        self._searching = summary.get("state") == "SEARCHING"
+        if summary.get("state") == "ENDED":
+            self._above = None
+
     def __enter__(self) -> Live:
         self._bars.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
+
+
+def _search_table(summary: Mapping[str, Any]) -> RenderableType:
+    """What is known of a search, and while it goes on its running and newest finished trials."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    head = Table(box=None, pad_edge=False, show_header=False)
+    head.add_column(style="bold", no_wrap=True)
+    head.add_column(overflow="fold")
+    for label, text in search_lines.facts(summary):
+        head.add_row(label, Text(text))
+    if summary.get("state") != "SEARCHING":
+        return head
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    *names, params = search_lines.columns(summary)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    table.add_column(params)  # the one column that may be cut, and a row stays one line
+    shown = search_lines.live_trials(summary, _TRIALS_SHOWN)
+    for trial, cells in zip(shown, search_lines.rows(summary, shown), strict=True):
+        style = "bold" if trial["id"] == summary.get("best") else "red" if trial["state"] == "FAILED" else ""
+        table.add_row(*(Text(cell, style, no_wrap=True, overflow="ellipsis") for cell in cells))
+    return Group(head, Text(), table) if shown else head
 
 
 def silence() -> None:

@@ -18,6 +18,7 @@ from orchestrator.cli.options import (
 
 if TYPE_CHECKING:
     from orchestrator.runners.planning import Plan
+    from orchestrator.runners.search_plan import SearchPlan
 
 
 def plan(
@@ -29,6 +30,8 @@ def plan(
     output: OutputOption = Output.text,
 ) -> None:
     """Show what a run would do: workers, batches, steps, parameters, memory; refuse what can never fit.
+
+    Of a spec that searches: its trials, how many run side by side, the most work and energy, and one trial's figures.
 
     Example: orchestrator plan jobs/digits.yaml resources.num_workers=4 --address auto
     """
@@ -51,6 +54,7 @@ def _show(plan: Plan) -> None:
         f"{least} × ({each})" if least == most else f"{least} to {most} × ({each}); now {plan.num_workers}"
     )
     rows = [
+        *(_search_rows(plan.search) if plan.search else []),
         ("where", plan.where),
         ("resources", _amounts(plan.resources)),
         ("free now", _amounts(plan.available)),
@@ -78,6 +82,45 @@ def _show(plan: Plan) -> None:
     print_table(["", ""], rows)
     for note in plan.notes:
         typer.echo(f"note: {note}")
+
+
+def _search_rows(search: SearchPlan) -> list[tuple[str, str]]:
+    least, most = search.workers_per_trial
+    trials = f"{search.num_trials:,} by {search.searcher}, scheduler {search.scheduler}"
+    if search.grid_points > 1:
+        trials += f"; {search.grid_points:,} points of the grid"
+    work = f"{search.most_epochs:,} epochs, {search.most_steps:,} steps"
+    if search.most_worker_hours is not None:
+        work += f"; {search.most_worker_hours:,.2f} worker-hours by {search.limited_by}"
+    energy = "unknown: tune.time_budget or tune.stop.trial_time would limit it"
+    if search.most_energy_joules is not None:
+        energy = f"{search.most_energy_joules / 3.6e6:,.3f} kWh (assumed: 5 W per CPU, 400 W per GPU)"
+    shown = ", ".join(f"{path} = {value}" for path, value in search.planned_trial.items())
+    return [
+        ("trials", trials),
+        (
+            "side by side",
+            f"{search.side_by_side} × {least if least == most else f'{least} to {most}'} worker(s)",
+        ),
+        ("epochs", f"at most {search.epochs} each; may be ended {_epochs(search.gates)}"),
+        ("most work", work),
+        ("most energy", energy),
+        *(
+            [("then", f"trains the best, at most {search.retrain_epochs} epochs")]
+            if search.retrain_epochs
+            else []
+        ),
+        ("of one trial", shown),
+    ]
+
+
+def _epochs(gates: tuple[int, ...]) -> str:
+    if not gates:
+        return "never early"
+    if len(gates) > 2 and gates == tuple(range(gates[0], gates[-1] + 1)):
+        return "after each epoch" + (f" from {gates[0]} on" if gates[0] > 1 else "")
+    shown = ", ".join(map(str, gates[:8])) + (", …" if len(gates) > 8 else "")
+    return f"after epoch {shown}"
 
 
 def _amounts(resources: object) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -14,6 +14,7 @@ from orchestrator.cli.options import Output, OutputOption, OverridesArgument, Sp
 
 if TYPE_CHECKING:
     from orchestrator.runners.result import Result
+    from orchestrator.spec import LoadedSpec
 
 
 def run(
@@ -43,12 +44,26 @@ def run(
     from orchestrator.runners.submission.package import load_job_secrets
 
     load_job_secrets()
-    from orchestrator.cli.display import observer_for, silence
-    from orchestrator.runners.driver import run_job
-    from orchestrator.runners.ray_workers.head_watch import head_given_up
     from orchestrator.spec import load_spec
 
     loaded = load_spec(spec, overrides or ())
+    run_loaded(loaded, inline=inline, address=address, fresh=fresh, resume=resume, output=output)
+
+
+def run_loaded(
+    loaded: LoadedSpec,
+    *,
+    inline: bool = False,
+    address: str | None = None,
+    fresh: bool = False,
+    resume: str | None = None,
+    output: Output = Output.text,
+) -> NoReturn:
+    """Run a spec, show how it goes and how it ended, and exit as it did."""
+    from orchestrator.cli.display import observer_for, silence
+    from orchestrator.runners.driver import run_job
+    from orchestrator.runners.ray_workers.head_watch import head_given_up
+
     with observer_for("quiet" if output == "json" else "lines" if inline else "auto") as observer:
         result = run_job(
             loaded, inline=inline, address=address, fresh=fresh, resume=resume, observer=observer

@@ -20,6 +20,7 @@ from orchestrator.cli.options import (
     show_time,
 )
 from orchestrator.monitor.progress_lines import format_progress, format_verdict
+from orchestrator.monitor.search_lines import format_search
 from orchestrator.records import Progress, Verdict
 
 
@@ -54,7 +55,11 @@ def _described(address: str | None, storage: str | None, name: str) -> dict[str,
 
     run = find_run(open_storage(storage), name)
     postmortem = newest_postmortem(run)
-    return describe_run(run) | {"postmortem": postmortem.uri if postmortem else None}
+    search = run.read_search()
+    return describe_run(run) | {
+        "postmortem": postmortem.uri if postmortem else None,
+        "search": format_search(search).removeprefix("search: ") if search else None,
+    }
 
 
 def _lines(run: dict[str, Any]) -> list[tuple[str, str]]:
@@ -64,6 +69,7 @@ def _lines(run: dict[str, Any]) -> list[tuple[str, str]]:
         "run": label,
         "state": run["state"],
         "progress": format_progress(Progress(**progress)) if progress else None,
+        "search": run.get("search"),
         "started": show_time(run["started_s"]),
         "duration": show_duration(run["duration_s"]),
         "attempts": run.get("attempts"),

@@ -21,6 +21,7 @@ from orchestrator.data.preparing.prepare import prepare
 from orchestrator.spec import LoadedSpec, load_spec
 from orchestrator.spec.data import Augmentation, CleanStep, Source, Transform
 from orchestrator.spec.data.split import SplitKind
+from orchestrator.spec.tune import KINDS, Scheduler, SearchAlg
 from orchestrator.storage import Folder
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -33,7 +34,7 @@ def blocks(guide: str, language: str) -> list[str]:
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
 
-TRAINING, DATA = blocks("training.md", "yaml"), blocks("data.md", "yaml")
+TRAINING, DATA, TUNE = (blocks(guide, "yaml") for guide in ("training.md", "data.md", "tune.md"))
 
 
 def whole(snippet: str, default: dict[str, Any]) -> dict[str, Any]:
@@ -62,12 +63,20 @@ def named(snippet: str) -> str:
 def test_there_are_snippets() -> None:
     assert len(TRAINING) >= 10
     assert len(DATA) >= 15
+    assert len(TUNE) >= 6
     assert len(blocks("training.md", "python")) == len(blocks("data.md", "python")) == 1
 
 
-@pytest.mark.parametrize("snippet", TRAINING, ids=named)
+@pytest.mark.parametrize("snippet", TRAINING + TUNE, ids=named)
 def test_a_yaml_block_about_training_is_valid(snippet: str) -> None:
     load_spec(training_job(snippet))
+
+
+def test_every_kind_of_search_is_in_the_guide() -> None:
+    text = (DOCS / "tune.md").read_text(encoding="utf-8")
+    kinds = {kind for union in (SearchAlg, Scheduler) for kind in _kinds(union)} | set(KINDS)
+    assert len(kinds) > 15
+    assert not {kind for kind in kinds if f"`{kind}`" not in text and f"`{kind}: " not in text}
 
 
 def test_the_train_function_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
