@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
-from orchestrator.runners.search import spaces
+from orchestrator.runners.search import spaces, tune_schedulers
 from orchestrator.runners.search.chance import Chance
 from orchestrator.runners.search.trial import Decision, Trial
 
@@ -307,11 +307,13 @@ def make_policy(
                 stop,
             )
         case "hyperband":
-            tuned = _hyperband(facts, max_epochs, scheduler.reduction_factor)
-            milestones = _milestones(tuned, max_epochs, scheduler.reduction_factor)
+            tuned = tune_schedulers.hyperband(facts, max_epochs, scheduler.reduction_factor)
+            milestones = tune_schedulers.milestones(tuned, max_epochs, scheduler.reduction_factor)
             return Hyperband(tuned, chance, stop, milestones)
         case "median_stopping":
-            tuned = _median_stopping(facts, scheduler.grace_period, scheduler.min_samples_required)
+            tuned = tune_schedulers.median_stopping(
+                facts, scheduler.grace_period, scheduler.min_samples_required
+            )
             return MedianStopping(tuned, chance, stop, scheduler.grace_period)
         case "pbt":
             from ray.tune.schedulers import PopulationBasedTraining
@@ -352,66 +354,4 @@ def _nothing_to_change(kind: str) -> UsageError:
     return UsageError(
         f"tune.scheduler: {kind} changes numbers in the course of a training, and tune.param_space draws none",
         "add train.optimizer.lr, say, or use another scheduler",
-    )
-
-
-def _hyperband(facts: dict[str, Any], max_epochs: int, reduction_factor: float) -> Any:
-    from ray.tune.schedulers import HyperBandScheduler
-
-    class WholeBrackets(HyperBandScheduler):  # type: ignore[misc]
-        """Tune's, but a bracket that once was full takes no more trials when some have ended, and one that was
-        halved is looked at again when a trial of it fails."""
-
-        def on_trial_add(self, controller: Any, trial: Any) -> None:
-            bracket = self._state["bracket"]
-            if bracket is not None and len(bracket._all_trials) >= bracket._n0:
-                self._state["bracket"] = None
-            super().on_trial_add(controller, trial)
-
-        def _process_bracket(self, controller: Any, bracket: Any) -> Any:
-            try:
-                return super()._process_bracket(controller, bracket)
-            finally:
-                bracket.is_being_processed = False
-
-    return WholeBrackets(**facts, max_t=max_epochs, reduction_factor=reduction_factor, stop_last_trials=False)
-
-
-def _milestones(scheduler: Any, max_epochs: int, reduction_factor: float) -> set[int]:
-    """The epochs at which some bracket is halved: bracket s is so s times."""
-    found = set()
-    for bracket in range(scheduler._s_max_1):
-        epoch = scheduler._get_r0(bracket)
-        for _ in range(bracket if epoch else 0):
-            found.add(epoch)
-            epoch = int(min(epoch * reduction_factor, max_epochs))
-    return found - {max_epochs}
-
-
-def _median_stopping(facts: dict[str, Any], grace_period: int, min_samples_required: int) -> Any:
-    from ray.tune.schedulers import MedianStoppingRule
-
-    class RunningSums(MedianStoppingRule):  # type: ignore[misc]
-        """Tune's, with a trial's running mean from sums kept at each epoch instead of all its results anew."""
-
-        def __init__(self, **settings: Any) -> None:
-            super().__init__(**settings)
-            self._sums: dict[Any, list[tuple[float, float]]] = {}
-
-        def _running_mean(self, trial: Any, time: float) -> Any:
-            results = self._results[trial]
-            sums = self._sums.setdefault(trial, [])
-            while len(sums) < len(results):
-                result = results[len(sums)]
-                counts = result[self._time_attr] >= self._grace_period
-                total, number = sums[-1] if sums else (0.0, 0)
-                sums.append((total + result[self._metric] * counts, number + counts))
-            last = len(results)
-            while last and results[last - 1][self._time_attr] > time:
-                last -= 1
-            total, number = sums[last - 1] if last else (0.0, 0)
-            return total / number if number else math.nan
-
-    return RunningSums(
-        **facts, grace_period=grace_period, min_samples_required=min_samples_required, hard_stop=True
     )
