@@ -26,25 +26,6 @@ def finish_like(case: Case, driver: Any, undisturbed: dict[str, Any]) -> None:
     assert case.result() == undisturbed
 
 
-def reach(case: Case, driver: Any, attempt: int) -> Any:
-    """Wait for an attempt; the driver that makes it.
-
-    Where a node falls silent, Ray's head itself may be stuck for as long as its cluster can do without it: then the
-    driver ends with 75 and says so, and the same command goes on.
-    """
-    try:
-        case.wait_for_attempt(attempt)
-        return driver
-    except AssertionError:
-        if driver.process.poll() != 75:
-            raise
-    assert case.verdict.cause == "control plane", case.verdict
-    assert "head has not answered" in case.verdict.reason
-    again = case.start()
-    case.wait_for_attempt(attempt)
-    return again
-
-
 def test_a_dead_nodes_worker_goes_to_the_spare_node(case: Case, undisturbed: dict[str, Any]) -> None:
     driver = case.start()
     case.wait_for_step(12)
@@ -52,7 +33,7 @@ def test_a_dead_nodes_worker_goes_to_the_spare_node(case: Case, undisturbed: dic
     for silent, next_attempt in ((False, 2), (True, 3)):
         dead = busy_node(case)
         case.cluster.kill(dead, silent=silent)
-        driver = reach(case, driver, next_attempt)
+        case.wait_for_attempt(next_attempt)
         assert dead not in worker_processes(case.cluster).values()
         case.cluster.start(dead)
     finish_like(case, driver, undisturbed)
