@@ -29,7 +29,11 @@ def command(*arguments: str) -> str:
 
 
 def make_bridge(plan: Plan) -> None:
-    command("ip", "link", "add", plan.bridge, "type", "bridge")
+    """The bridge between the hosts, by which they also reach this machine."""
+    # An address of its own: else it has the lowest of its ports', which changes where that one is cut off, and for
+    # most of a minute the other hosts would not reach this machine.
+    hardware = "02:00:" + ":".join(f"{int(part):02x}" for part in plan.host_address.split("."))
+    command("ip", "link", "add", plan.bridge, "address", hardware, "type", "bridge")
     command("ip", "addr", "add", f"{plan.host_address}/24", "dev", plan.bridge)
     command("ip", "link", "set", plan.bridge, "up")
 

@@ -68,6 +68,19 @@ def test_a_link_is_cut_and_healed_and_nothing_is_left(plan: Plan) -> None:
     assert not plan.folder.exists()
 
 
+def test_the_other_hosts_reach_the_machine_whichever_is_cut_off(plan: Plan) -> None:
+    """A head keeps what it knows in a Redis there."""
+    with socket.create_server((plan.host_address, 0)) as server:
+        ask = f"import socket; socket.create_connection({server.getsockname()!r}, timeout=5)"
+        for name, other in (("head", "w1"), ("w1", "head")):
+            command = ["ip", "netns", "exec", plan.host_name(other), sys.executable, "-c", ask]
+            subprocess.run(command, check=True, timeout=60)
+            network.cut_link(plan, name, "packets")
+            subprocess.run(command, check=True, timeout=60)
+            network.heal_link(plan, name)
+            subprocess.run(command, check=True, timeout=60)
+
+
 def test_a_command_on_a_node_gets_signals_and_gives_its_code(plan: Plan) -> None:
     boot = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
     command = ["ip", "netns", "exec", plan.host_name("w1"), *boot, "sh", "-c", "echo up; read _; sleep 60"]
