@@ -89,12 +89,13 @@ class Pulse:
 @dataclass(frozen=True, slots=True)
 class EpochReport:
     """What a trial of a search tells at the end of an epoch, counted from 1: the newest value of each of its metrics,
-    and its seconds in training so far."""
+    its seconds in training so far, and whether it has come to its end, be it before the last epoch."""
 
     epoch: int
     step: int
     metrics: Mapping[str, float]
     seconds: float = 0.0
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

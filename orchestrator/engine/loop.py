@@ -175,7 +175,7 @@ def _tell(attempt: Attempt, final: bool) -> Wish:
     wish: Wish = "go on"
     metrics = {"train/loss": attempt.train_loss, **attempt.metrics}
     epoch = position.epoch + (position.batch > 0)  # the last one counts where a budget cut it short
-    link.report(EpochReport(epoch, position.step, metrics, position.seconds))
+    link.report(EpochReport(epoch, position.step, metrics, position.seconds, final))
     if not final and link.gates is not None and position.epoch in link.gates:
         wish = collectives.broadcast_object(link.decision(position.epoch) if link.rank == 0 else None)
     return wish if wish in ("stop", "leave") else "go on"

@@ -6,6 +6,7 @@ The names of all files are here and nowhere else. Imports: storage, records, the
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -197,7 +198,8 @@ class RunFolder:
         return self._read_dict(SEARCH_FILE)
 
     def write_search(self, summary: Mapping[str, Any]) -> None:
-        self.folder.write_json(SEARCH_FILE, dict(summary))
+        # Compact, which Python does in C, three times as fast: a long search is written each second.
+        self.folder.write_bytes(SEARCH_FILE, json.dumps(summary, sort_keys=True).encode() + b"\n")
 
     def read_goodput(self) -> dict[str, Any] | None:
         """What `Ledger.to_dict` gave."""

@@ -187,7 +187,7 @@ def test_a_trial_that_stops_early_by_itself_is_done(tmp_path: Path, gates: Colle
     driver = Driver({2: "leave"})
     attempt, outcome = driver.run(spec, tmp_path, gates)
     assert outcome.status == "completed"
-    assert [report.epoch for report in driver.reports] == [1, 2]
+    assert [(report.epoch, report.final) for report in driver.reports] == [(1, False), (2, True)]
     assert saved_epochs(attempt) == [2]
 
 

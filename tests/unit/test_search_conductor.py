@@ -277,6 +277,20 @@ def test_a_stopped_search_begins_nothing() -> None:
     assert conductor.why_ended == "told so"
 
 
+@pytest.mark.parametrize(("final", "state"), [(True, "COMPLETED"), (False, "PRUNED")])
+def test_a_trial_that_is_at_its_end_anyway_is_not_pruned(final: bool, state: str) -> None:
+    conductor = conductor_of(num_samples=4, scheduler=ASHA)
+    for loss in (0.1, 0.2, 0.3):
+        good = begun(conductor)
+        conductor.report(good, report(1, loss))
+        conductor.ended(good, "completed")
+    bad = begun(conductor)
+    decision = conductor.report(bad, report(1, 9.0, final=final))  # say, early stopping ends it here
+    assert decision == ("go on" if final else "stop")
+    conductor.ended(bad, "completed")
+    assert conductor.trials[bad].state == state
+
+
 @pytest.mark.parametrize("num_slots", [1, 3])
 def test_a_search_ended_at_its_last_trial_keeps_it(num_slots: int) -> None:
     conductor = conductor_of(max_epochs=2)

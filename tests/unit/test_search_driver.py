@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.runners.ray_workers.pool import Pool
 from orchestrator.runners.search import search as searches
+from orchestrator.runners.search.conductor import Conductor
 from orchestrator.runners.search.journal import Journal
 from orchestrator.runners.search.search import _Search
 from orchestrator.runners.search.trial_runs import Setting
@@ -73,7 +74,7 @@ def test_the_time_left_is_by_the_pace_of_this_driver(tmp_path: Path, monkeypatch
         search = search_of(setting)
         search._began_s -= 100.0
         search._ended_before = 4
-        monkeypatch.setattr(search, "_num_ended", lambda: 5)
+        monkeypatch.setattr(Conductor, "num_ended", 5)
         assert search._eta_s() == pytest.approx(500.0, rel=0.05)
-        monkeypatch.setattr(search, "_num_ended", lambda: 4)
+        monkeypatch.setattr(Conductor, "num_ended", 4)
         assert search._eta_s() is None

@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.records import EpochReport, Failure
+from orchestrator.runners.search import events as happened
+from orchestrator.runners.search.events import EndedBy, Event
 from orchestrator.runners.search.ranking import Ranking
 from orchestrator.runners.search.schedulers import Population, make_policy
 from orchestrator.runners.search.searchers import make_searcher
-from orchestrator.runners.search.stoppers import EqualFailures, Patience, TrialStopper
+from orchestrator.runners.search.stoppers import EqualFailures, Patience, TimeBudget, TrialStopper
 from orchestrator.runners.search.trial import Decision, End, Ending, HandOver, Trial
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from orchestrator.spec.tune import TuneSection
 
 _log = logging.getLogger(__name__)
-
-Event = dict[str, Any]
 
 
 class Conductor:
@@ -73,19 +72,14 @@ class Conductor:
         self._again: deque[Trial] = deque()
         self._num_open = 0
         self._stop_reason = ""
-        self._spent_s = 0.0
-        self._now_s: float | None = None
+        self._time = TimeBudget(section.time_budget)
 
     # What the caller asks and tells.
 
     def tick(self, now_s: float) -> None:
         """Tell the time: the search ends where its time budget is used up. Time between drivers does not count."""
-        if self._now_s is not None:
-            self._spent_s += max(0.0, now_s - self._now_s)
-        self._now_s = now_s
-        budget_s = self.section.time_budget
-        if budget_s is not None and not self._time_left:
-            self._stop_search(f"the time budget of {budget_s:g} s is used up", "time")
+        self._time.tick(now_s)
+        self._stop_search(self._time.why_over(), "time")
 
     def next_trial(self, now_s: float) -> Trial | None:
         """Make or choose the next one to run, which is RUNNING then; None where nothing can start now."""
@@ -95,7 +89,7 @@ class Conductor:
         trial = self._chosen()
         if trial is not None:
             self._start(trial)
-            self._record({"event": "started", "trial": trial.trial_id, "spent_s": self._spent_s})
+            self._record(happened.started(trial, self._time.spent_s))
         return trial
 
     def report(self, trial_id: str, report: EpochReport) -> Decision:
@@ -107,18 +101,7 @@ class Conductor:
         trial.seconds = max(trial.seconds, report.seconds)
         if report.epoch > trial.epoch and trial.state == "RUNNING":
             decision = self._judge(trial, report)
-            self._record(
-                {
-                    "event": "report",
-                    "trial": trial_id,
-                    "epoch": report.epoch,
-                    "step": report.step,
-                    "metrics": {name: float(value) for name, value in report.metrics.items()},
-                    "seconds": report.seconds,
-                    "decision": decision,
-                    "verdict": trial.verdict,
-                }
-            )
+            self._record(happened.reported(trial, report, decision))
             self._note_hand_overs()
             return decision
         if trial.verdict or trial.is_finished() or self._stop_reason:
@@ -134,10 +117,7 @@ class Conductor:
         trial = self.trials[trial_id]
         if trial.is_finished():
             return
-        event: Event = {"event": "ended", "trial": trial_id, "how": how}
-        if failure is not None:
-            event["failure"] = asdict(failure)
-        self._record(event)
+        self._record(happened.ended(trial, how, failure))
         self._end(trial, how, failure)
         self._note_hand_overs()
 
@@ -145,14 +125,19 @@ class Conductor:
         """No new trials. Those that run are to be told "stop" by the caller, who says when they did."""
         self._stop_search(why, "caller")
 
-    def _stop_search(self, why: str, by: Literal["time", "caller", "trials"]) -> None:
+    def _stop_search(self, why: str, by: EndedBy) -> None:
         if self._stop_reason or not why:
             return
-        self._record({"event": "search ended", "why": why, "spent_s": self._spent_s, "by": by})
+        self._record(happened.search_ended(why, by, self._time.spent_s))
         self._stop_reason = why
         for trial in list(self.trials.values()):
             if trial.state in ("PENDING", "PAUSED"):
                 self._conclude(trial, "STOPPED")
+
+    @property
+    def num_ended(self) -> int:
+        """How many trials are over."""
+        return len(self.trials) - self._num_open
 
     @property
     def finished(self) -> bool:
@@ -214,10 +199,6 @@ class Conductor:
     # Making and choosing.
 
     @property
-    def _time_left(self) -> bool:
-        return self.section.time_budget is None or self._spent_s < self.section.time_budget
-
-    @property
     def _all_made(self) -> bool:
         return len(self.trials) >= self.num_trials or self._searcher.exhausted
 
@@ -261,7 +242,7 @@ class Conductor:
             trial.params = self.space.resolve(self._policy.to_sampled(trial.config))
         except ValueError as reason:
             error = str(reason)
-        self._record({"event": "made", "trial": trial_id, "sampled": sampled, "params": trial.params})
+        self._record(happened.made(trial, sampled))
         if error:
             self._fail(trial, Failure(-1, 0, 0.0, error, "user error", "change tune.param_space"))
         return trial
@@ -302,7 +283,7 @@ class Conductor:
         why = self._trial_stopper.why_done(trial.trial_id, report)
         if trial.verdict:
             return "stop"
-        if report.epoch >= self.max_epochs:
+        if report.final or report.epoch >= self.max_epochs:
             return "go on"
         if self._stop_reason:
             return "stop"
@@ -384,7 +365,7 @@ class Conductor:
 
     def _prune(self, trial: Trial) -> None:
         """The scheduler ends a trial that is paused, or about to be."""
-        self._record({"event": "pruned", "trial": trial.trial_id})
+        self._record(happened.pruned(trial))
         if trial.state == "RUNNING":
             trial.verdict = "PRUNED"
         else:
@@ -403,27 +384,18 @@ class Conductor:
             trial.start_from, trial.epoch = source, source.epoch
             sampled = self._policy.to_sampled(trial.config)
             trial.params = self.space.resolve(sampled)
-            self._record(
-                {
-                    "event": "exploited",
-                    "trial": trial.trial_id,
-                    "from": source.trial_id,
-                    "epoch": source.epoch,
-                    "sampled": sampled,
-                    "params": trial.params,
-                }
-            )
+            self._record(happened.exploited(trial, source, sampled))
 
     def _repeat(self, event: Mapping[str, Any]) -> None:
         """Do once more what was recorded. What follows of itself ("pruned") follows again."""
         kind = event["event"]
-        self._spent_s = event.get("spent_s", self._spent_s)
+        self._time.spent_s = event.get("spent_s", self._time.spent_s)
         if kind == "made":
             self._make(event)
             return
         if kind == "search ended":
             # What the trials themselves gave rise to does so again, unless more of it is allowed now.
-            if event["by"] == "caller" or (event["by"] == "time" and not self._time_left):
+            if event["by"] == "caller" or (event["by"] == "time" and self._time.why_over()):
                 self._stop_search(event["why"], event["by"])
             return
         trial = self.trials[event["trial"]]
@@ -433,15 +405,10 @@ class Conductor:
             case "started":
                 self._start(trial)
             case "report":
-                self._judge(
-                    trial,
-                    EpochReport(event["epoch"], event["step"], event["metrics"], event["seconds"]),
-                    event,
-                )
+                self._judge(trial, happened.report_of(event), event)
                 self._note_hand_overs()
             case "ended":
-                failure = event.get("failure")
-                self._end(trial, event["how"], Failure(**failure) if failure else None)
+                self._end(trial, event["how"], happened.failure_of(event))
                 self._note_hand_overs()
             case "exploited" if event["params"] != trial.params:
                 _log.warning(

@@ -135,7 +135,7 @@ class _Search:
         earlier = setting.run.read_search() or {}
         self._earlier_s = float(earlier.get("elapsed_s", 0.0))
         self._began_s = time.monotonic()
-        self._ended_before = self._num_ended()
+        self._ended_before = self.conductor.num_ended
         self._started_s = float(earlier.get("started_s", time.time()))
         self._runs = TrialRuns(setting, self.conductor, pool, self._flush)
         for trial in earlier.get("trials", ()):
@@ -264,7 +264,7 @@ class _Search:
 
     def _num_left(self) -> int:
         """How many trials have not ended, those that are still to be made included."""
-        return self.conductor.num_trials - self._num_ended()
+        return self.conductor.num_trials - self.conductor.num_ended
 
     def _over(self) -> bool:
         if self.conductor.why_ended and self._runs.count:
@@ -370,13 +370,10 @@ class _Search:
 
     def _eta_s(self) -> float | None:
         """By the pace up to now; None before a trial has ended."""
-        ended = self._num_ended()
+        ended = self.conductor.num_ended
         left, by_us = self.conductor.num_trials - ended, ended - self._ended_before
         since_s = time.monotonic() - self._began_s
         return left * since_s / by_us if by_us and since_s > 1 else None
-
-    def _num_ended(self) -> int:
-        return sum(trial.is_finished() for trial in self.conductor.trials.values())
 
 
 def handed_over(trials: Mapping[str, Trial], events: Iterable[Mapping[str, Any]]) -> dict[str, HandOver]:

@@ -53,6 +53,27 @@ class TrialStopper:
         return ""
 
 
+class TimeBudget:
+    """The seconds that a search has worked, over all its drivers, against those that it may."""
+
+    def __init__(self, budget_s: float | None) -> None:
+        self._budget_s = budget_s
+        self.spent_s = 0.0
+        self._now_s: float | None = None
+
+    def tick(self, now_s: float) -> None:
+        """Tell the time. What passes between two drivers does not count."""
+        if self._now_s is not None:
+            self.spent_s += max(0.0, now_s - self._now_s)
+        self._now_s = now_s
+
+    def why_over(self) -> str:
+        """Why the search must end; empty while it has time left."""
+        if self._budget_s is None or self.spent_s < self._budget_s:
+            return ""
+        return f"the time budget of {self._budget_s:g} s is used up"
+
+
 class Patience:
     """Counts finished trials since the last better best."""
 
