@@ -18,6 +18,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "records": frozenset(),
     "units": frozenset(),
+    "wording": frozenset(),
     "imports": frozenset(),
     "user_code": frozenset(),
     "storage": frozenset({"pyarrow"}),

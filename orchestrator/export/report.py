@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.records import Verdict
+from orchestrator.wording import counted, rounded, time_taken
 
 _TITLES = {
     "accuracy": "accuracy",
@@ -77,8 +78,8 @@ def run_description(
     facts = [
         *([f"- **Data**: {_rows(rows)}{_classes(classes)}"] if rows else []),
         f"- **Model**: `{model}`{size}",
-        f"- **Training**: {_counted(num_workers, 'worker')}, global batch {global_batch_size:,}, "
-        f"{_counted(epochs, 'epoch')} ({_counted(steps, 'step')}) in {_duration(duration_s)}{speed}",
+        f"- **Training**: {counted(num_workers, 'worker')}, global batch {global_batch_size:,}, "
+        f"{counted(epochs, 'epoch')} ({counted(steps, 'step')}) in {time_taken(duration_s)}{speed}",
         f"- **Run**: `{run}`",
     ]
     if goodput:
@@ -105,11 +106,11 @@ def _attempts(attempts: Sequence[Mapping[str, Any]]) -> str:
         "|---:|---:|---:|---:|---|",
         *(
             f"| {row['attempt']} | {_GAP}{row['world_size'] or ''} | {_GAP}{row['from_step']:,}–{row['to_step']:,} "
-            f"| {_GAP}{_duration(row['seconds'])} | {_GAP}{row['ended']} |"
+            f"| {_GAP}{time_taken(row['seconds'])} | {_GAP}{row['ended']} |"
             for row in shown
         ),
     ]
-    return "\n".join(table) + (f"\n\n{_counted(left_out, 'earlier attempt')} left out." if left_out else "")
+    return "\n".join(table) + (f"\n\n{counted(left_out, 'earlier attempt')} left out." if left_out else "")
 
 
 def _figures(metrics: Mapping[str, float]) -> dict[str, tuple[float | None, float | None]]:
@@ -145,9 +146,7 @@ def _title(name: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.4g}"
+    return "" if value is None else rounded(value)
 
 
 def _rows(rows: Mapping[str, int]) -> str:
@@ -160,15 +159,3 @@ def _classes(classes: Sequence[object] | None) -> str:
         return ""
     shown = ", ".join(str(label) for label in classes[:_MOST_CLASSES])
     return f"; {len(classes)} classes: {shown}{', …' if len(classes) > _MOST_CLASSES else ''}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

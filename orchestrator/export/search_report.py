@@ -22,6 +22,7 @@ from orchestrator.export.search_table import (
     text_of,
     value_of,
 )
+from orchestrator.wording import counted, one_line, rounded, time_taken
 
 _GAP = "&emsp;"
 _MOST_TRIALS = 5
@@ -55,15 +56,15 @@ def search_description(
 
 
 def _headline(summary: Summary, winner: Trial | None, front: list[Trial]) -> str:
-    made = _counted(len(summary["trials"]), "trial")
+    made = counted(len(summary["trials"]), "trial")
     told = objectives(summary)
     if winner is not None:
         score = value_of(winner, told[0][0], first=True)
         at = f" at epoch {winner['best_epoch']}" if winner.get("best_epoch") else ""
-        value = "" if score is None else f": {told[0][0]} {_number(score)}"
+        value = "" if score is None else f": {told[0][0]} {rounded(score)}"
         return f"## Best of {made}{value} ({winner['id']}{at})"
     if front:
-        return f"## Pareto front of {made}: {_counted(len(front), 'trial')} for {_objectives(summary)}"
+        return f"## Pareto front of {made}: {counted(len(front), 'trial')} for {_objectives(summary)}"
     if not summary["trials"]:
         return "## No trial was made"
     return f"## None of {made} gave a value of {told[0][0]}"
@@ -87,7 +88,7 @@ def _others(summary: Summary, winner: Trial) -> str:
     known = {trial["id"] for trial, _ in scored(summary)}
     rest = [trial for trial in ranked(summary) if trial["id"] in known and trial["id"] != winner["id"]]
     told = [
-        f"{trial['id']} {_number(value_of(trial, metric, first=True) or 0.0)}"
+        f"{trial['id']} {rounded(value_of(trial, metric, first=True) or 0.0)}"
         for trial in rest[: _MOST_TRIALS - 1]
     ]
     return f"Next best: {', '.join(told)}." if told else ""
@@ -102,13 +103,13 @@ def _front(summary: Summary, front: list[Trial]) -> str:
         values = [value_of(trial, metric, first=not index) for index, (metric, _) in enumerate(told)]
         cells = [
             trial["id"],
-            *("" if value is None else _number(value) for value in values),
+            *("" if value is None else rounded(value) for value in values),
             *(_cell(text_of(trial["params"][name])) if name in trial["params"] else "" for name in names),
         ]
         rows.append(f"| {f' | {_GAP}'.join(cells)} |")
     left_out = len(front) - _MOST_OF_FRONT
     return "\n".join(rows) + (
-        f"\n\n{_counted(left_out, 'more trial')} in `search/trials.csv`." if left_out > 0 else ""
+        f"\n\n{counted(left_out, 'more trial')} in `search/trials.csv`." if left_out > 0 else ""
     )
 
 
@@ -122,7 +123,7 @@ def _facts(summary: Summary, run: str) -> str:
     facts = [
         f"- **Trials**: {len(summary['trials']):,}" + (f" ({states})" if states else ""),
         f"- **Search**: {_objectives(summary)}" + (f", by {how}" if how else ""),
-        f"- **Time**: {_duration(elapsed_s)}, in which trials trained for {_duration(trained_s)} together",
+        f"- **Time**: {time_taken(elapsed_s)}, in which trials trained for {time_taken(trained_s)} together",
     ]
     if summary.get("why_ended"):
         facts.append(f"- **Ended**: {summary['why_ended']}")
@@ -131,14 +132,14 @@ def _facts(summary: Summary, run: str) -> str:
 
 def _failures(summary: Summary) -> str:
     errors = Counter(
-        _one_line(trial.get("error") or "") for trial in summary["trials"] if trial["state"] == "FAILED"
+        _short(trial.get("error") or "") for trial in summary["trials"] if trial["state"] == "FAILED"
     )
     errors.pop("", None)
     if not errors:
         return ""
-    rows = [f"- {_counted(count, 'trial')}: {error}" for error, count in errors.most_common(_MOST_ERRORS)]
+    rows = [f"- {counted(count, 'trial')}: {error}" for error, count in errors.most_common(_MOST_ERRORS)]
     if len(errors) > _MOST_ERRORS:
-        rows.append(f"- {_counted(len(errors) - _MOST_ERRORS, 'other reason')}, see `search/trials.csv`")
+        rows.append(f"- {counted(len(errors) - _MOST_ERRORS, 'other reason')}, see `search/trials.csv`")
     return "**Failed**:\n\n" + "\n".join(rows)
 
 
@@ -155,27 +156,11 @@ def _objectives(summary: Summary) -> str:
     return ", ".join(f"{metric} ({mode})" for metric, mode in objectives(summary))
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.4g}"
-
-
 def _cell(text: Any) -> str:
     """Text that does not end a cell of the table."""
-    return _one_line(str(text)).replace("|", "\\|")
+    return _short(str(text)).replace("|", "\\|")
 
 
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+def _short(text: str) -> str:
+    line = one_line(text)
     return line if len(line) <= _LONGEST_ERROR else f"{line[: _LONGEST_ERROR - 1]}…"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

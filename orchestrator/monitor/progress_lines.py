@@ -13,6 +13,7 @@ from typing import Any, get_args
 from orchestrator.errors import Cause
 from orchestrator.records import Progress, Status, Verdict
 from orchestrator.units import parse_duration
+from orchestrator.wording import one_line
 
 _PROGRESS = re.compile(r"epoch (\d+)/(\d+) · step (\d+)/(\d+)((?: ?· [^·\n]*)*)")
 _VERDICT = re.compile(
@@ -93,9 +94,9 @@ def format_verdict(verdict: Verdict, run_name: str) -> str:
         inside.append(verdict.cause)
     if verdict.rank is not None:
         inside.append(f"rank {verdict.rank}")
-    text = _one_line(verdict.reason)
+    text = one_line(verdict.reason)
     if verdict.mend:
-        text = f"{text.rstrip('.')}.{_TO_MEND}{_one_line(verdict.mend)}"
+        text = f"{text.rstrip('.')}.{_TO_MEND}{one_line(verdict.mend)}"
     if verdict.metrics:
         text += f" [{' '.join(f'{key}={value:.6g}' for key, value in sorted(verdict.metrics.items()))}]"
     return f"verdict: {verdict.status} {run_name} ({', '.join(inside)}): {text}"
@@ -125,7 +126,3 @@ def parse_verdict(text: str) -> Verdict | None:
         mend=mend,
         metrics=metrics,
     )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.monitor.progress_lines import format_duration
+from orchestrator.wording import counted, one_line
 
 Summary = Mapping[str, Any]
 Trial = Mapping[str, Any]
@@ -191,7 +192,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         found.append(("time left", f"about {format_duration(summary['eta_s'])}"))
     limit, width = summary.get("limit"), summary.get("width")
     if limit and width:
-        found.append(("at once", f"{_several(limit, 'trial')} of {_several(width, 'worker')}"))
+        found.append(("at once", f"{counted(limit, 'trial')} of {counted(width, 'worker')}"))
     if summary.get("why_ended"):
         found.append(("ended", str(summary["why_ended"])))
     return found
@@ -212,19 +213,11 @@ def rows(summary: Summary, trials: Iterable[Trial]) -> list[list[str]]:
             *score_cells(summary, trial),
             str(trial.get("epoch") or ""),
             format_duration(trial["seconds"]) if trial.get("seconds") else "",
-            (f"{_one_line(trial['error'])} · " if trial.get("error") else "")
+            (f"{one_line(trial['error'])} · " if trial.get("error") else "")
             + format_params(trial["params"], names),
         ]
         for trial in trials
     ]
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _several(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _by_id(summary: Summary) -> dict[str, Trial]:

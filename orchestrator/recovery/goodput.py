@@ -2,7 +2,7 @@
 
 A `Ledger` notes what the driver sees of each attempt; the figures are worked out from these notes. All of a run's
 drivers continue one ledger. The caller gives the time: seconds of a clock that never jumps. The clock on the wall
-serves only to say for how long a run had no driver. Imports: records, errors, the standard library.
+serves only to say for how long a run had no driver. Imports: records, errors, wording.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from orchestrator.recovery.timeline import (
     split,
     wasted_steps,
 )
+from orchestrator.wording import counted
 
 _Notes = TypeVar("_Notes", AttemptNotes, DriverNotes)
 _WORTH_SHARE, _WORTH_S = 0.05, 1.0
@@ -142,11 +143,11 @@ class Ledger:
         stall_s = figures["goodput/checkpoint_stall_seconds"]
         told = []
         if mended:
-            counted = Counter(note.ended or note.cause or PLANNED for note in mended)
-            kinds = ", ".join(how if count == 1 else f"{count} × {how}" for how, count in counted.items())
-            told.append(f"{_counted(len(mended), 'restart')} ({kinds})")
+            causes = Counter(note.ended or note.cause or PLANNED for note in mended)
+            kinds = ", ".join(how if count == 1 else f"{count} × {how}" for how, count in causes.items())
+            told.append(f"{counted(len(mended), 'restart')} ({kinds})")
         if figures["goodput/wasted_steps"]:
-            told.append(f"{_counted(round(figures['goodput/wasted_steps']), 'step')} repeated")
+            told.append(f"{counted(round(figures['goodput/wasted_steps']), 'step')} repeated")
         if len(outages) == 1:
             told.append(f"{_seconds(outages[0])} to recover")
         elif outages:
@@ -240,10 +241,6 @@ def _read(kind: type[_Notes], rows: object) -> list[_Notes]:
         return [kind(**{key: row[key] for key in row if key in known}) for row in rows or ()]  # type: ignore[attr-defined]
     except TypeError:
         return []
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _seconds(seconds: float) -> str:

@@ -20,7 +20,7 @@ from orchestrator.runners import driver
 from orchestrator.runs.folder import RunFolder, list_runs
 from orchestrator.storage import Folder
 from tests.cluster.test_recovery import nothing_left_behind  # noqa: F401
-from tests.cluster.test_tune import EPOCH_STEPS, EPOCHS, LR, NETS, OF_THE_RUN, SPEC, TUNE, net
+from tests.cluster.tune_case import EPOCH_STEPS, EPOCHS, LR, NETS, OF_THE_RUN, SPEC, TUNE, net
 from tests.faults.case import empty_store
 
 pytestmark = pytest.mark.slow

@@ -315,43 +315,40 @@ def make_policy(
                 facts, scheduler.grace_period, scheduler.min_samples_required
             )
             return MedianStopping(tuned, chance, stop, scheduler.grace_period)
-        case "pbt":
-            from ray.tune.schedulers import PopulationBasedTraining
-
-            mutations = spaces.mutations(space)
-            if not mutations:
-                raise _nothing_to_change(scheduler.kind)
-            tuned = PopulationBasedTraining(
-                **facts,
-                perturbation_interval=scheduler.perturbation_interval,
-                hyperparam_mutations=mutations,
-                quantile_fraction=scheduler.quantile_fraction,
-                resample_probability=scheduler.resample_probability,
-                custom_explore_fn=lambda config: spaces.clip(space, config),
-                log_config=False,
-                synch=True,
-            )
-            return Population(tuned, chance, stop, scheduler.perturbation_interval, num_trials)
-        case "pb2":
-            from ray.tune.schedulers.pb2 import PB2
-
-            bounds = spaces.bounds(space)
-            if not bounds:
-                raise _nothing_to_change(scheduler.kind)
-            tuned = PB2(
-                **facts,
-                perturbation_interval=scheduler.perturbation_interval,
-                hyperparam_bounds=bounds,
-                quantile_fraction=scheduler.quantile_fraction,
-                log_config=False,
-                synch=True,
-            )
-            return Pb2(tuned, chance, stop, scheduler.perturbation_interval, num_trials, space=space)
+        case "pbt" | "pb2":
+            return _population(scheduler, space, facts, chance, stop, num_trials)
     raise UsageError(f"tune.scheduler: no scheduler is of the kind '{scheduler.kind}'")
 
 
-def _nothing_to_change(kind: str) -> UsageError:
-    return UsageError(
-        f"tune.scheduler: {kind} changes numbers in the course of a training, and tune.param_space draws none",
-        "add train.optimizer.lr, say, or use another scheduler",
+def _population(
+    scheduler: Any,
+    space: SearchSpace,
+    facts: dict[str, Any],
+    chance: Chance,
+    stop: Callable[[Trial], None],
+    num_trials: int,
+) -> Population:
+    changed = spaces.mutations(space) if scheduler.kind == "pbt" else spaces.bounds(space)
+    if not changed:
+        raise UsageError(
+            f"tune.scheduler: {scheduler.kind} changes numbers in the course of a training, and tune.param_space draws "
+            "none",
+            "add train.optimizer.lr, say, or use another scheduler",
+        )
+    interval = scheduler.perturbation_interval
+    facts = facts | {"perturbation_interval": interval, "quantile_fraction": scheduler.quantile_fraction}
+    facts |= {"log_config": False, "synch": True}
+    if scheduler.kind == "pb2":
+        from ray.tune.schedulers.pb2 import PB2
+
+        tuned = PB2(**facts, hyperparam_bounds=changed)
+        return Pb2(tuned, chance, stop, interval, num_trials, space=space)
+    from ray.tune.schedulers import PopulationBasedTraining
+
+    tuned = PopulationBasedTraining(
+        **facts,
+        hyperparam_mutations=changed,
+        resample_probability=scheduler.resample_probability,
+        custom_explore_fn=lambda config: spaces.clip(space, config),
     )
+    return Population(tuned, chance, stop, interval, num_trials)

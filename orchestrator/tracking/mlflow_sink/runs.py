@@ -90,9 +90,13 @@ def _experiment_id(client: Any, name: str, tracking_uri: str) -> str:
 
 
 def set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    client.log_batch(run_id, tags=_tags(tags))
+
+
+def _tags(tags: Mapping[str, str]) -> list[Any]:
     from mlflow.entities import RunTag
 
-    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+    return [RunTag(name, value) for name, value in tags.items()]
 
 
 def set_params(client: Any, run: Any, params: Mapping[str, str]) -> None:
@@ -101,10 +105,10 @@ def set_params(client: Any, run: Any, params: Mapping[str, str]) -> None:
 
     old = run.data.params
     new = [Param(name, value) for name, value in params.items() if name not in old]
-    client.log_batch(run.info.run_id, params=new)
     changed = {name: value for name, value in params.items() if old.get(name, value) != value}
     tags = {f"{CHANGED_TAG}.{name}": f"{old[name]} -> {value}" for name, value in changed.items()}
-    set_tags(client, run.info.run_id, tags)
+    if new or tags:
+        client.log_batch(run.info.run_id, params=new, tags=_tags(tags))
 
 
 def mark_dead(
