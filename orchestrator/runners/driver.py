@@ -92,7 +92,7 @@ def run_job(
         for line in (prepared.manifest.summary(), *notable(prepared.folder)):
             watch.say(line)
         with on_storage(run):
-            tracker = _open_tracker(job, run)
+            tracker = _open_tracker(job, run, stack)
             watch.chronicle = Chronicle(run, tracker, watch.redact, began_s=began)
             watch.heartbeat.keep = watch.chronicle.keep
             record_data(tracker, loaded, run, prepared)
@@ -219,14 +219,14 @@ def _cluster_for_data(there: Future[list[Staff]]) -> None:
         staff.close()
 
 
-def _open_tracker(job: Job, run: RunFolder) -> Tracker:
+def _open_tracker(job: Job, run: RunFolder, stack: contextlib.ExitStack) -> Tracker:
     from orchestrator.spec import render
-    from orchestrator.tracking.mlflow_sink import MlflowSink
+    from orchestrator.tracking.mlflow_sink import mlflow_process
 
     run.write_spec(render(job.loaded.spec))
     record = run.read_record()
     assert record is not None
-    tracker = Tracker.open(journal_folder(run), MlflowSink(job.tracking_uri))
+    tracker = Tracker.open(journal_folder(run), stack.enter_context(mlflow_process(job.tracking_uri)))
     start = start_of(job.loaded, run, identity=str(record.identity.get("hash", "")), in_job=job.in_job)
     tracker.start_run(replace(start, run_id=record.mlflow_run_id))
     run.update_record(

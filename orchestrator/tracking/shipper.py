@@ -1,4 +1,4 @@
-"""The one thread that carries the journal to the sink, and keeps trying while the sink is down.
+"""The one thread of a driver that carries the journal to the sink, and keeps trying while the sink is down.
 
 What a run and each of its children recorded arrives in its order; see `batches` for how they mix.
 Imports: the standard library, ops, journal, shipped, batches, conventions.
@@ -6,10 +6,7 @@ Imports: the standard library, ops, journal, shipped, batches, conventions.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import sys
 import threading
 import time
 from collections import deque
@@ -37,7 +34,6 @@ _log = logging.getLogger(__name__)
 MAX_PAUSE_S = 30.0
 _FIRST_PAUSE_S = 1.0
 _CLOSING_PAUSE_S = 0.5
-_NICENESS = 19
 
 
 def back_off_s(failures: int) -> float:
@@ -99,17 +95,12 @@ class Shipper:
         return self.done()
 
     def _work(self) -> None:
-        failures, yields, began = 0, False, self._shipped.offset
+        failures = 0
         try:
             while True:
                 try:
                     self._ship()
                     failures = 0
-                    if self._shipped.offset > began and not yields:
-                        # Not before something was shipped: the sink's imports alone would then take minutes on a
-                        # busy machine.
-                        _yield_to_training()
-                        yields = True
                 except (SinkUnavailable, OSError) as error:
                     failures += 1
                     problem = error if isinstance(error, SinkUnavailable) else self._disk_trouble(error)
@@ -218,10 +209,3 @@ class Shipper:
         if found:
             self._read_offset = found[-1].end
         self._pending.extend(batches(found))
-
-
-def _yield_to_training() -> None:
-    """Run this thread only where the workers of the same machine leave time: nobody waits for it."""
-    if sys.platform == "linux":  # elsewhere a thread has no niceness of its own
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

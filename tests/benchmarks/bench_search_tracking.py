@@ -8,6 +8,7 @@ Trials report at once while the store is away, which also times the append; then
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import resource
@@ -20,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.records import Point
-from orchestrator.tracking import Op, RunState, SinkUnavailable, StartRun, Tracker
-from orchestrator.tracking.mlflow_sink import MlflowSink, connect
+from orchestrator.tracking import Op, RunState, Sink, SinkUnavailable, StartRun, Tracker
+from orchestrator.tracking.mlflow_sink import connect, mlflow_process
 
 TARGET_PER_S = 100.0
 METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/lr")
@@ -30,9 +31,9 @@ METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/lr
 class Away:
     """An MLflow that is not there until `back` is set."""
 
-    def __init__(self, tracking_uri: str) -> None:
+    def __init__(self, sink: Sink) -> None:
         self.back = threading.Event()
-        self._sink = MlflowSink(tracking_uri)
+        self._sink = sink
 
     def apply(self, op: Op, state: RunState) -> RunState:
         if not self.back.is_set():
@@ -70,10 +71,10 @@ def main() -> int:
     options = parser.parse_args()
     print(f"command: python {' '.join(sys.argv)}")
     print(f"machine: {platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         uri = f"sqlite:///{temporary}/mlflow.db"
         connect(uri)
-        sink = Away(uri)
+        sink = Away(stack.enter_context(mlflow_process(uri)))
         tracker = Tracker.open(Path(temporary) / "tracking", sink)
         tracker.start_run(StartRun("bench", "bench-1"))
         times_ms = report_all(tracker, options.trials, options.epochs, options.concurrent)

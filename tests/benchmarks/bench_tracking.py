@@ -22,7 +22,7 @@ import numpy as np
 from orchestrator.engine.link import WorkerLink
 from orchestrator.records import Letter, Reply
 from orchestrator.tracking import Op, RunState, Sink, SinkUnavailable, StartRun, Tracker
-from orchestrator.tracking.mlflow_sink import MlflowSink, connect
+from orchestrator.tracking.mlflow_sink import connect, mlflow_process
 
 TARGET_US = 200.0
 STEP_S = 0.002
@@ -95,13 +95,14 @@ def main() -> int:
         folder = Path(temporary)
         uri = f"sqlite:///{folder}/mlflow.db"
         connect(uri)
-        sinks: dict[str, Callable[[], Sink]] = {
-            "up": lambda: MlflowSink(uri),
-            "down": Down,
-            "slow": lambda: Slow(MlflowSink(uri)),
+        sinks: dict[str, Callable[[Sink], Sink]] = {
+            "up": lambda sink: sink,
+            "down": lambda _: Down(),
+            "slow": Slow,
         }
         for name, make in sinks.items():
-            times_us = log_times_us(make(), folder / name, num_calls)
+            with mlflow_process(uri) as sink:
+                times_us = log_times_us(make(sink), folder / name, num_calls)
             p50_us, p99_us = np.percentile(times_us, [50, 99])
             worst_us = max(worst_us, p99_us)
             print(f"{name:8}{p50_us:10.1f}{p99_us:10.1f}{times_us.max():10.1f}")

@@ -10,7 +10,6 @@ with an MLflow store (sqlite), once with an MLflow server that does not answer, 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
@@ -31,8 +30,8 @@ from orchestrator.spec import load_spec
 from orchestrator.spec.render import to_plain
 from orchestrator.spec.space import SearchSpace
 from orchestrator.storage import Folder
-from orchestrator.tracking import StartRun, Tracker
-from orchestrator.tracking.mlflow_sink import MlflowSink, connect
+from orchestrator.tracking import Sink, StartRun, Tracker
+from orchestrator.tracking.mlflow_sink import connect, mlflow_process
 from orchestrator.tracking.tracker import ChildTracker
 from tests.benchmarks.bench_tune import SPEC
 from tests.benchmarks.machine import describe_machine
@@ -53,7 +52,9 @@ def metrics_of(number: int, epoch: int) -> dict[str, float]:
     return {"val/loss": 1 / (number + 1) + 1 / epoch, **dict.fromkeys(METRICS, 1 / epoch)}
 
 
-def drive(folder: Path, tracking_uri: str, trials: int, search_alg: str, scheduler: str) -> dict[str, Any]:
+def drive(
+    folder: Path, tracking_uri: str, sink: Sink, trials: int, search_alg: str, scheduler: str
+) -> dict[str, Any]:
     """A whole search; what it took."""
     tune = {
         "param_space": {
@@ -78,9 +79,8 @@ def drive(folder: Path, tracking_uri: str, trials: int, search_alg: str, schedul
         max_epochs=EPOCHS,
         record=journal.append,
     )
-    importlib.import_module("mlflow")  # else the tracker's thread does, in the middle of what is measured
     # The shipper never rests, so that the first trials have no more of the processor to themselves than the last.
-    tracker = Tracker.open(run.tracking.local_path(), MlflowSink(tracking_uri), interval_s=0.05)
+    tracker = Tracker.open(run.tracking.local_path(), sink, interval_s=0.05)
     tracker.start_run(StartRun(spec.name, run.label))
     if tracking_uri != NOWHERE:
         tracker.wait_for_run(60.0)  # the tables are made, and the shipper works, from the first trial on
@@ -185,7 +185,8 @@ def main() -> int:
         uri = f"sqlite:///{temporary}/mlflow.db" if options.mlflow == "up" else NOWHERE
         if options.mlflow == "up":
             connect(uri)
-        told = drive(Path(temporary), uri, options.trials, options.search_alg, options.scheduler)
+        with mlflow_process(uri) as sink:
+            told = drive(Path(temporary), uri, sink, options.trials, options.search_alg, options.scheduler)
     print(json.dumps(told))
     return 0
 

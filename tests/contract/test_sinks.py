@@ -30,7 +30,7 @@ from orchestrator.tracking import (
     SinkUnavailable,
     StartRun,
 )
-from orchestrator.tracking.mlflow_sink import MlflowSink, calling, connect, mark_dead
+from orchestrator.tracking.mlflow_sink import MlflowSink, calling, connect, mark_dead, mlflow_process
 
 # What mlflow warns about, of itself, while it is imported.
 pytestmark = [
@@ -97,8 +97,8 @@ class MemoryStore:
 
 
 class MlflowStore:
-    def __init__(self, uri: str) -> None:
-        self.sink = MlflowSink(uri)
+    def __init__(self, uri: str, sink: Sink | None = None) -> None:
+        self.sink = sink or MlflowSink(uri)
         self.client = connect(uri)
 
     def read(self, run_id: str) -> Recorded:
@@ -147,14 +147,31 @@ def mlflow_uri(fresh_database: Path, tmp_path_factory: pytest.TempPathFactory) -
     return f"sqlite:///{folder}/mlflow.db"
 
 
-@pytest.fixture(params=["memory", "mlflow"])
+@pytest.fixture(scope="module")
+def in_process(mlflow_uri: str) -> Iterator[Sink]:
+    """One for all tests, which is there before the first: what a test starts must be gone after it."""
+    with mlflow_process(mlflow_uri) as sink:
+        sink.apply(replace(START, key="first"), RunState())
+        yield sink
+
+
+@pytest.fixture(params=["memory", "mlflow", "process"])
 def store(
-    request: pytest.FixtureRequest, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    mlflow_uri: str,
+    in_process: Sink,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Any]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody may fall back on it
     before = dict(os.environ)
-    yield MemoryStore() if request.param == "memory" else MlflowStore(mlflow_uri)
+    if request.param == "memory":
+        yield MemoryStore()
+    elif request.param == "mlflow":
+        yield MlflowStore(mlflow_uri)
+    else:
+        yield MlflowStore(mlflow_uri, in_process)
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         assert os.environ.get(name) == before.get(name)
     assert not list(tmp_path.glob("ml*")), "something was written into the working directory"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_a_failed_attempt_and_the_next_driver(
     storage: Folder, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = MemorySink()
-    monkeypatch.setattr(mlflow_sink, "MlflowSink", lambda uri: sink)
+    monkeypatch.setattr(mlflow_sink, "mlflow_process", lambda uri: nullcontext(sink))
     spec: dict[str, Any] = {
         "name": "flaky",
         "data": {"source": {"kind": "sklearn", "name": "digits"}, "target": "label"},

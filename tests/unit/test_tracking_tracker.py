@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
@@ -453,26 +451,3 @@ def test_a_later_summary_replaces_the_figures_of_an_earlier_one(tmp_path: Path, 
     (run,) = sink.runs.values()
     values = [point for point in run.points.values() if point.key == "test/accuracy"]
     assert [point.value for point in sorted(values, key=lambda point: point.timestamp_ms)] == [0.5, 0.75]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
-def test_a_run_is_begun_without_yielding_to_busy_workers(tmp_path: Path) -> None:
-    """Importing a sink's client at the lowest priority would take minutes beside them."""
-
-    class Noting(MemorySink):
-        niceness: ClassVar[list[int]] = []
-
-        def apply(self, op: Op, state: RunState) -> RunState:
-            self.niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-            return super().apply(op, state)
-
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    tracker = Tracker.open(tmp_path, Noting(), interval_s=0.01)
-    tracker.start_run(StartRun("digits", "digits-1"))
-    assert tracker.flush(20)
-    for step in range(1, 4):
-        tracker.log_points([Point("train/loss", 0.5, step, 1)])
-        assert tracker.flush(20)
-    tracker.close(10)
-    assert Noting.niceness[0] == usual
-    assert Noting.niceness[-1] > usual
