@@ -233,4 +233,6 @@ def test_of_many_drivers_only_one_takes_over_a_dead_run(storage: Folder) -> None
     (winner,) = [claim for claim in claims if claim is not None]
     assert live_claim(first.run, time.time()) == winner
     assert holds(first.run, winner)
+    (first.run.claims / str(winner.number)).write_bytes("holder.json", b"")
+    assert holds(first.run, winner)  # a file that cannot be read does not name another
     assert not holds(first.run, first.claim)  # the cut-off driver learns that it lost the run
