@@ -35,9 +35,11 @@ _REFUSED = (
 
 def can_pass(error: OSError) -> bool:
     """Whether the same call may succeed later: a connection, a server, a mount that comes back."""
+    text = str(error).lower()
+    if error.errno == errno.EROFS and "hdfs" in text:
+        return True  # its NameNode was just started, and lets nobody write yet
     if error.errno in _FOR_GOOD or isinstance(error, FileNotFoundError | PermissionError):
         return False
-    text = str(error).lower()
     return not any(sign in text for sign in _REFUSED)
 
 

@@ -108,6 +108,10 @@ def test_what_will_not_pass_is_not_tried_again(tmp_path: Path) -> None:
     assert can_pass(OSError(110, "Connection timed out"))
     assert not can_pass(OSError("AWS Error ACCESS_DENIED during PutObject"))
     assert not can_pass(OSError(28, "No space left on device"))
+    assert not can_pass(OSError(30, "Read-only file system"))
+    assert can_pass(
+        OSError(30, "Opening HDFS file '/runs/a' failed. Detail: [errno 30] Read-only file system")
+    )
 
 
 def test_a_bucket_that_is_gone_says_nothing_about_its_checkpoints(bucket: Folder) -> None:
