@@ -1,14 +1,19 @@
-"""Files of runs on local disks or object stores, through pyarrow filesystems.
+"""Files of runs on local disks, HDFS or object stores, through pyarrow filesystems.
 
 A `Folder` is a place on one filesystem. A file appears whole or not at all: it is written beside and renamed
-(object stores put whole objects). Imports: the standard library and pyarrow.
+(object stores put whole objects). On HDFS, which renames onto nothing that exists, a file that is replaced is
+missing for some milliseconds. Imports: the standard library and pyarrow.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import tempfile
+import urllib.parse
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -27,6 +32,8 @@ class Folder:
     path: str
     query: str = ""
     """What stood behind the `?` of its URI, as `endpoint_override=…`: others need it to come here."""
+    server: str = ""
+    """What stood before the path in its URI, as `hdfs://namenode:8020`, where the path begins with no bucket."""
 
     @classmethod
     def at(cls, location: str | Path) -> Folder:
@@ -38,24 +45,34 @@ class Folder:
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), str(Path(text).expanduser().resolve()))
         try:
-            filesystem, path = pafs.FileSystem.from_uri(text)
+            filesystem, path = filesystem_of(text)
         except (OSError, ValueError, NotImplementedError) as error:
             raise UsageError(
                 f"storage '{text}' cannot be opened: {error}",
                 "write a path, or a URI that pyarrow knows: file://, s3://, gs://, abfs://, hdfs://",
             ) from error
-        return cls(filesystem, path, text.partition("?")[2])
+        query = text.partition("?")[2]
+        if filesystem.type_name != "hdfs":
+            return cls(filesystem, path, query)
+        parts = urllib.parse.urlsplit(text)
+        return cls(filesystem, path or "/", query, f"{parts.scheme}://{parts.netloc}")
 
     @property
     def uri(self) -> str:
         """What `Folder.at` takes to come here again: a path where it is local."""
         if self.is_local:
             return self.path
-        return f"{self.filesystem.type_name}://{self.path}{f'?{self.query}' if self.query else ''}"
+        start = self.server or f"{self.filesystem.type_name}://"
+        return f"{start}{self.path}{f'?{self.query}' if self.query else ''}"
 
     @property
     def is_local(self) -> bool:
         return bool(self.filesystem.type_name == "local")
+
+    @property
+    def renames(self) -> bool:
+        """Whether files are written beside and renamed; object stores put them when they are closed."""
+        return self.filesystem.type_name in ("local", "hdfs")
 
     def __truediv__(self, name: str) -> Folder:
         return replace(self, path=str(PurePosixPath(self.path) / name))
@@ -86,18 +103,28 @@ class Folder:
         return True
 
     def exists(self, name: str = "") -> bool:
+        return bool(self.info(name).type != pafs.FileType.NotFound)
+
+    def info(self, name: str = "") -> Any:
+        """pyarrow's facts about this folder, or a file in it. Raises OSError where the storage does not answer."""
         info = self.filesystem.get_file_info(self._at(name))
-        return bool(info.type != pafs.FileType.NotFound)
+        if info.type == pafs.FileType.NotFound and self.filesystem.type_name == "hdfs":
+            require_hdfs(self.filesystem)
+            info = self.filesystem.get_file_info(self._at(name))
+        return info
 
     def names(self) -> list[str]:
         """Names of files and folders in here, sorted; empty where the folder does not exist."""
         return sorted(info.base_name for info in self.infos())
 
     def size_bytes(self, name: str) -> int:
-        return int(self.filesystem.get_file_info(self._at(name)).size)
+        return int(self.info(name).size)
 
     def read_bytes(self, name: str) -> bytes:
         """The whole file; raises FileNotFoundError."""
+        if self.filesystem.type_name == "hdfs" and not self.exists(name):
+            # Asked for first, as Java writes its stack to the terminal where a file to be opened is not there.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._at(name))
         with self.filesystem.open_input_stream(self._at(name), compression=None) as stream:
             return bytes(stream.read())
 
@@ -122,9 +149,27 @@ class Folder:
                 Path(temporary).unlink(missing_ok=True)
                 raise
             return
-        self.filesystem.create_dir(str(PurePosixPath(self._at(name)).parent), recursive=True)
-        with self.filesystem.open_output_stream(self._at(name), compression=None) as stream:
+        with self.put(name) as stream:
             stream.write(data)
+
+    @contextlib.contextmanager
+    def put(self, name: str) -> Iterator[Any]:
+        """A stream into a file of a remote filesystem, for those that do not have all of it at once.
+
+        Where the block raises, an object store has what was written until then; HDFS has the file as it was."""
+        target = PurePosixPath(self._at(name))
+        self.filesystem.create_dir(str(target.parent), recursive=True)
+        path = str(target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}") if self.renames else target)
+        try:
+            with self.filesystem.open_output_stream(path, compression=None) as stream:
+                yield stream
+        except BaseException:
+            if self.renames:
+                with contextlib.suppress(OSError):
+                    self.filesystem.delete_file(path)
+            raise
+        if self.renames:
+            self.filesystem.move(path, str(target))
 
     def read_json(self, name: str) -> Any:
         """The parsed file; None where it does not exist."""
@@ -163,12 +208,26 @@ class Folder:
 
     def infos(self) -> list[Any]:
         """pyarrow's facts about the files and folders in here; none where the folder does not exist."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
         try:
-            return list(self.filesystem.get_file_info(selector))
+            return list(self.filesystem.get_file_info(pafs.FileSelector(self.path)))
         except FileNotFoundError:
-            # pyarrow raises it where the folder is made just after it was not found.
-            return list(self.filesystem.get_file_info(selector))
+            return []
 
     def _at(self, name: str) -> str:
         return str(PurePosixPath(self.path) / name) if name else self.path
+
+
+def filesystem_of(uri: str) -> tuple[Any, str]:
+    """pyarrow's filesystem for a URI, and the path in it. Raises OSError, ValueError or NotImplementedError."""
+    options = os.environ.get("LIBHDFS_OPTS", "")
+    if uri.startswith(("hdfs://", "viewfs://")) and "-Xrs" not in options:
+        # Java, which starts in this process now, would take SIGINT and SIGTERM for itself, and end it unsaved.
+        os.environ["LIBHDFS_OPTS"] = f"{options} -Xrs".lstrip()
+    filesystem, path = pafs.FileSystem.from_uri(uri)
+    return filesystem, path
+
+
+def require_hdfs(filesystem: Any) -> None:
+    """Raises OSError where HDFS does not answer: of any path it then says that nothing is there, as pyarrow puts it,
+    but a listing fails."""
+    filesystem.get_file_info(pafs.FileSelector("/"))

@@ -40,6 +40,7 @@ hypothesis.settings.load_profile("ours")
 CLUSTER_FIXTURES = {"fault_cluster", "ray_cluster", "ray_head"}
 SET_BY_LIBRARIES = (
     "KMP_",
+    "LIBHDFS_OPTS",
     "_MLFLOW_",
     "PYTEST_",
     "PYTHONBREAKPOINT",
@@ -47,7 +48,8 @@ SET_BY_LIBRARIES = (
     "RAY_DEDUP_LOGS",
     "TORCHINDUCTOR_",
 )
-"""Prefixes of variables that scikit-learn, mlflow, pytest and ray set when they are imported or started."""
+"""Prefixes of variables that scikit-learn, mlflow, pytest and ray set when they are imported or started, and the
+storage for Java."""
 HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 """Processes that Python starts at first use and keeps until it ends."""
 GRACE_S = 5.0

@@ -102,16 +102,15 @@ def write_file(
 def _upload(
     folder: Folder, name: str, produce: Callable[[Sink], None], check: Callable[[], None]
 ) -> FileFacts:
-    folder.create()
-    path = f"{folder.path}/{name}"
     try:
-        with folder.filesystem.open_output_stream(path, compression=None) as stream:
+        with folder.put(name) as stream:
             sink = HashingSink(stream, check, _FLUSH_BYTES)
             produce(sink)
     except BaseException:
-        # Closing has put the half under the file's name; it is no checkpoint, but it takes room.
-        with contextlib.suppress(OSError):
-            folder.remove_file(name)
+        if not folder.renames:
+            # Closing has put the half under the file's name; it is no checkpoint, but it takes room.
+            with contextlib.suppress(OSError):
+                folder.remove_file(name)
         raise
     return sink.facts
 

@@ -78,11 +78,12 @@ class CheckpointStore:
             )
             self._check_fence(attempt, "sweep")
             self._patiently(lambda name=name: self.discard(name), f"removing {name}")  # type: ignore[misc]
-        if not self.folder.is_local:
+        if not self.folder.renames:
             return
         for place in [self.folder, *(self.folder / name for name in self._names())]:
-            for file in place.local_path().glob(".*"):
-                file.unlink(missing_ok=True)
+            for name in place.names():
+                if name.startswith("."):
+                    place.remove_file(name)
 
     def manifests(self) -> list[Manifest]:
         """All committed checkpoints, oldest first; those whose manifest is damaged are reported and left out."""

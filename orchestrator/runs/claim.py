@@ -119,7 +119,7 @@ def newest_claim(run: RunFolder) -> Claim | None:
         return Claim(**folder.read_json(HOLDER_FILE))
     except (TypeError, ValueError, OSError):
         # Its driver is just about to write the file, or died before it could: the folder's age decides.
-        info = folder.filesystem.get_file_info(folder.path)
+        info = folder.info()
         since_s = info.mtime.timestamp() if info.mtime else 0.0
         return Claim(max(numbers), host="", pid=0, space="", start="", since_s=since_s, nonce="")
 

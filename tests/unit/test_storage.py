@@ -26,7 +26,17 @@ def in_memory(tmp_path: Path) -> Folder:
     return Folder(pafs._MockFileSystem(datetime.now(UTC)), "runs")
 
 
-@pytest.fixture(params=[local, beneath, in_memory], ids=lambda make: make.__name__)
+class Like(pafs.LocalFileSystem):
+    """It is taken for HDFS."""
+
+    type_name = "hdfs"
+
+
+def like_hdfs(tmp_path: Path) -> Folder:
+    return Folder(Like(), str(tmp_path / "runs"))
+
+
+@pytest.fixture(params=[local, beneath, in_memory, like_hdfs], ids=lambda make: make.__name__)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     make: Callable[[Path], Folder] = request.param
     return make(tmp_path)
@@ -120,6 +130,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         folder.write_bytes("a.txt", b"new")
+    assert folder.read_bytes("a.txt") == b"old"
+    assert folder.names() == ["a.txt"]
+
+
+def write_half(folder: Folder, name: str) -> None:
+    with folder.put(name) as stream:
+        stream.write(b"half")
+        raise TypeError
+
+
+def test_on_hdfs_a_broken_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    folder = like_hdfs(tmp_path)
+    folder.write_bytes("a.txt", b"old")
+    with pytest.raises(TypeError):
+        write_half(folder, "a.txt")
     assert folder.read_bytes("a.txt") == b"old"
     assert folder.names() == ["a.txt"]
 

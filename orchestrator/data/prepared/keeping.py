@@ -134,7 +134,7 @@ def _modified_s(folder: Folder) -> float:
     stamps = {info.base_name: info.mtime_ns or 0 for info in folder.infos()}
     if MANIFEST in stamps:
         return stamps[MANIFEST] / 1e9
-    own = folder.filesystem.get_file_info(folder.path).mtime_ns or 0
+    own = folder.info().mtime_ns or 0
     return max([own, *stamps.values()]) / 1e9
 
 

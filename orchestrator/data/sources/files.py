@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 
 from orchestrator.data.sources.remote import open_uri
 from orchestrator.errors import SourceError
+from orchestrator.storage import require_hdfs
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What torchvision's ImageFolder takes for an image."""
@@ -235,7 +236,9 @@ _NOT_FOUND = 404
 
 
 def _require_answer(place: Location) -> None:
-    """Raises OSError where a server did not answer: to fsspec that is the same as a file that is not there."""
+    """Raises OSError where a server did not answer: to HDFS and fsspec that is the same as a file that is not there."""
+    if place.filesystem.type_name == "hdfs":
+        require_hdfs(place.filesystem)
     inner = getattr(getattr(place.filesystem, "handler", None), "fs", None)
     if inner is None:
         return

@@ -2,7 +2,7 @@
 
 S3 and what speaks like it take credentials and address from the usual variables (AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL) and from the URI (`?endpoint_override=…&scheme=…&region=…`).
-Imports: pyarrow, fsspec.
+Imports: storage, pyarrow, fsspec.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from orchestrator.errors import SourceError
+from orchestrator.storage import filesystem_of
 
 _MENDS = {
     "hdfs": "hdfs:// needs a Hadoop client on this machine: Java's libjvm (JAVA_HOME), libhdfs.so (HADOOP_HOME or "
@@ -28,7 +29,7 @@ def open_uri(uri: str) -> tuple[Any, str]:
     path, mark, query = rest.partition("?")
     quoted = f"{scheme}://{urllib.parse.quote(path, safe='/:@%!$&()+,;=~')}{mark}{query}"
     try:
-        filesystem, base = pafs.FileSystem.from_uri(quoted)
+        filesystem, base = filesystem_of(quoted)
     except pa.ArrowInvalid as error:
         if "Unrecognized filesystem type" not in str(error):
             raise _refused(uri, error) from error
