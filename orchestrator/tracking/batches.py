@@ -1,7 +1,8 @@
 """The entries of a journal, put together into as few calls of the sink as mean the same.
 
-The operations of one run stay in their order; those of different runs have nothing to do with each other, so that
-the reports of many trials at once still make large batches. Imports: ops, journal.
+The operations of one run stay in their order, but for metrics, tags and params between two others; those of different
+runs have nothing to do with each other, so that the reports of many trials at once still make large batches.
+Imports: ops, journal.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ MAX_PAIRS = 100
 """Tags, or params, in one call: MLflow's own limit."""
 
 
+_UNORDERED = (LogMetrics, SetTags, LogParams)
+"""Operations of one run that have nothing to do with those of the other two kinds."""
+
+
 @dataclass(slots=True)
 class Batch:
     """One call of the sink. `start` is the offset of its first entry: once all batches before this one were shipped,
@@ -31,17 +36,21 @@ class Batch:
 def batches(entries: Iterable[Entry]) -> list[Batch]:
     """The entries as calls, in the order of their first entries; `start` rises from one to the next."""
     made: list[Batch] = []
-    newest: dict[str, Batch] = {}
+    open_batches: dict[tuple[str, type], Batch] = {}
     for entry in entries:
-        last = newest.get(entry.child)
+        kind = type(entry.op)
+        last = open_batches.get((entry.child, kind))
         together = _together(last.op, entry.op) if last is not None else None
         if last is not None and together is not None:
             last.op = together
             continue
         batch = Batch(entry.op, entry.child, entry.start)
         made.append(batch)
-        if entry.op is not None:
-            newest[entry.child] = batch
+        if kind in _UNORDERED:
+            open_batches[entry.child, kind] = batch
+        elif entry.op is not None:  # what comes after it must not come before it
+            for other in _UNORDERED:
+                open_batches.pop((entry.child, other), None)
     return made
 
 

@@ -32,6 +32,9 @@ from orchestrator.tracking.shipped import load_shipped, save_shipped
 _log = logging.getLogger(__name__)
 
 MAX_PAUSE_S = 30.0
+_SHARE, _LONGEST_REST_S = 0.1, 10.0
+"""Shipping takes CPU that trainings on the same machine want: at most this part of the time goes into it, as long as it
+need not rest longer than so many seconds for that."""
 _FIRST_PAUSE_S = 1.0
 _CLOSING_PAUSE_S = 0.5
 
@@ -98,6 +101,7 @@ class Shipper:
         failures = 0
         try:
             while True:
+                began_s = time.monotonic()
                 try:
                     self._ship()
                     failures = 0
@@ -109,17 +113,19 @@ class Shipper:
                     self.last_error = problem
                 if self._closing.is_set() and (self.done() or time.monotonic() >= self._deadline):
                     return
-                self._pause(failures)
+                self._pause(failures, time.monotonic() - began_s)
         finally:
             self._journal.close()
 
-    def _pause(self, failures: int) -> None:
-        if self._closing.is_set() and failures:
-            time.sleep(min(_CLOSING_PAUSE_S, max(0.0, self._deadline - time.monotonic())))
+    def _pause(self, failures: int, worked_s: float) -> None:
+        if self._closing.is_set():
+            if failures:
+                time.sleep(min(_CLOSING_PAUSE_S, max(0.0, self._deadline - time.monotonic())))
         elif failures:
             self._closing.wait(back_off_s(failures))
         else:
-            self._nudge.wait(self._interval_s)
+            rest_s = min(_LONGEST_REST_S, worked_s * (1 - _SHARE) / _SHARE)
+            self._nudge.wait(max(self._interval_s, rest_s))
             self._nudge.clear()
 
     def _disk_trouble(self, error: OSError) -> SinkUnavailable:
@@ -128,11 +134,12 @@ class Shipper:
         )
 
     def _ship(self) -> None:
-        """Ship all there is; raises SinkUnavailable or OSError with the rest still pending."""
+        """Ship all that is there now; raises SinkUnavailable or OSError with the rest still pending."""
+        size_bytes = self._journal.size_bytes
         while time.monotonic() < self._deadline:
             if self._unsaved:
                 self._save(durable=True)
-            if not self._pending:
+            if not self._pending and self._read_offset < size_bytes:
                 self._fill()
             if not self._pending:
                 return

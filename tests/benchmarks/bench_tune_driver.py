@@ -79,7 +79,7 @@ def drive(
         max_epochs=EPOCHS,
         record=journal.append,
     )
-    # The shipper never rests, so that the first trials have no more of the processor to themselves than the last.
+    # It ships from the beginning, so that the first trials have no more of the processor to themselves than the last.
     tracker = Tracker.open(run.tracking.local_path(), sink, interval_s=0.05)
     tracker.start_run(StartRun(spec.name, run.label))
     if tracking_uri != NOWHERE:

@@ -451,3 +451,29 @@ def test_a_later_summary_replaces_the_figures_of_an_earlier_one(tmp_path: Path, 
     (run,) = sink.runs.values()
     values = [point for point in run.points.values() if point.key == "test/accuracy"]
     assert [point.value for point in sorted(values, key=lambda point: point.timestamp_ms)] == [0.5, 0.75]
+
+
+def test_shipping_takes_a_small_part_of_the_time(tmp_path: Path) -> None:
+    """A server that is slow to take things, or a client that takes much CPU, must not be at work all the time."""
+
+    class Slow(MemorySink):
+        busy_s = 0.0
+
+        def apply(self, op: Op, state: RunState) -> RunState:
+            time.sleep(0.1)
+            self.busy_s += 0.1
+            return super().apply(op, state)
+
+    sink = Slow()
+    tracker = Tracker.open(tmp_path, sink, interval_s=0.01)
+    tracker.start_run(StartRun("digits", "digits-1"))
+    assert tracker.flush(20)
+    before_s, began_s = sink.busy_s, time.monotonic()
+    for step in range(1, 101):
+        tracker.log_points([Point("train/loss", 0.5, step, 1)])
+        time.sleep(0.02)
+    share = (sink.busy_s - before_s) / (time.monotonic() - began_s)
+    assert share < 0.3  # 0.1, or 0.9 where it never rests
+    assert tracker.close(20)  # which does not wait for the rest
+    (run,) = sink.runs.values()
+    assert len(run.points) == 100
