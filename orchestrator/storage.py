@@ -110,7 +110,9 @@ class Folder:
         info = self.filesystem.get_file_info(self._at(name))
         if info.type == pafs.FileType.NotFound and self.filesystem.type_name == "hdfs":
             require_hdfs(self.filesystem)
-            info = self.filesystem.get_file_info(self._at(name))
+            info = self.filesystem.get_file_info(
+                self._at(name)
+            )  # it may have been silent then, and back since
         return info
 
     def names(self) -> list[str]:

@@ -14,6 +14,7 @@ from orchestrator.runners.result import Result
 from orchestrator.runs.folder import RunFolder, find_run
 from orchestrator.spec import load_spec
 from orchestrator.storage import Folder
+from tests.cluster.test_run import SPEC as SMALL
 from tests.exactness.compare import saved_state
 from tests.faults.case import empty_store
 
@@ -107,14 +108,7 @@ def spoil():
     LEFT.append(1)
 '''
 SPEC: dict[str, Any] = {
-    "name": "small",
-    "seed": 5,
-    "data": {
-        "source": {"kind": "sklearn", "name": "digits"},
-        "target": "label",
-        "split": {"kind": "stratified"},
-        "transforms": [{"kind": "standardize"}],
-    },
+    **{section: SMALL[section] for section in ("name", "seed", "data")},
     "train": {"max_epochs": EPOCHS, "global_batch_size": 100, "optimizer": {"kind": "adamw", "lr": 0.01}},
 }
 TUNE: dict[str, Any] = {

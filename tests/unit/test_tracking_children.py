@@ -52,6 +52,18 @@ class Sieve(MemorySink):
         return super().apply(op, state)
 
 
+class Outage:
+    """Lets no call through until it is over."""
+
+    def __init__(self) -> None:
+        self.over, self.tried = threading.Event(), threading.Event()
+
+    def __call__(self, op: Op) -> None:
+        if not self.over.is_set():
+            self.tried.set()
+            raise SinkUnavailable("down")
+
+
 def open_tracker(folder: Path, sink: Any, **options: Any) -> Tracker:
     tracker = Tracker.open(folder, sink, **{"interval_s": 0.01, **options})
     tracker.start_run(START)
@@ -173,23 +185,16 @@ def test_without_the_old_journal_a_child_is_known_by_its_id(tmp_path: Path) -> N
 
 
 def test_while_the_server_is_down_children_wait_for_their_parents_id(tmp_path: Path) -> None:
-    down, tried = threading.Event(), threading.Event()
-    down.set()
-
-    def before(op: Op) -> None:
-        if down.is_set():
-            tried.set()
-            raise SinkUnavailable("down")
-
-    sink = Sieve(before)
+    outage = Outage()
+    sink = Sieve(outage)
     tracker = open_tracker(tmp_path, sink)
     for number in range(20):
         child = child_of(tracker, f"trial-{number:03d}")
         child.log_points(points(range(1, 4)))
         child.end_run("SUCCEEDED")
-    assert tried.wait(20)
+    assert outage.tried.wait(20)
     assert child.run_id is None
-    down.clear()
+    outage.over.set()
     assert tracker.close(20)
     children = [run for run in sink.runs.values() if run.name != "digits-1"]
     assert len(children) == 20
@@ -325,23 +330,16 @@ def test_a_journal_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_reports_are_few_calls(tmp_path: Path) -> None:
-    down, tried = threading.Event(), threading.Event()
-    down.set()
-
-    def before(op: Op) -> None:
-        if down.is_set():
-            tried.set()
-            raise SinkUnavailable("down")
-
-    sink = Sieve(before)
+    outage = Outage()
+    sink = Sieve(outage)
     tracker = open_tracker(tmp_path, sink)
     children = [child_of(tracker, f"trial-{number:03d}") for number in range(100)]
     for step in range(1, 11):
         for child in children:  # the worst case: each one's reports lie far apart
             child.log_points(points(range(step, step + 1)))
             child.set_tags({f"tag-{step}": "x"} if step == 10 else {"orchestrator.newest": str(step)})
-    assert tried.wait(20)
-    down.clear()
+    assert outage.tried.wait(20)
+    outage.over.set()
     assert tracker.close(60)
     assert all(len(run.points) == 10 for run in sink.runs.values() if run.name != "digits-1")
     assert len(sink.calls) < 100 * 22

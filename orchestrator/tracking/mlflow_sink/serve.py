@@ -51,7 +51,7 @@ def _yield_to_training() -> None:
 
 def _end_with(parent: int) -> None:
     """Let this process end with its driver, even a killed one: the next driver sends the same again, with a process of
-    its own."""
+    its own. (Linux ends it with the thread that started it already, which is the driver's shipper.)"""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
